@@ -64,6 +64,7 @@ class ControlPolicy(Policy):
         self.critic = _perceptron([*widths, 1], ACTIVATIONS[activation], 1.0, generator) if value else None
         self.log_std = nn.Parameter(torch.zeros(outputs)) if isinstance(action_space, spaces.Box) else None
 
+    @torch.no_grad()
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
         """Choose one action a row; consumes one number a row and action dimension, none if ``deterministic``.
 
@@ -152,6 +153,7 @@ class TabularPolicy(Policy):
         self.logits = nn.Parameter(torch.zeros(num_states, num_actions))
         self.values = nn.Parameter(torch.zeros(num_states)) if value else None
 
+    @torch.no_grad()
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
         """Choose one action a row for states ``[B]``; consumes one uniform number a row, none if ``deterministic``."""
         return _draw(self.logits[self._states(observation)], noise, deterministic)

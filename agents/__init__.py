@@ -1,0 +1,1 @@
+"""Who learns: the algorithms, and the policies they train."""

@@ -1,0 +1,359 @@
+"""The base of every agent: learn, predict, evaluate, save, load, with logs, callbacks and exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.logger import Logger, make_output_format
+from torch import Tensor
+
+from ..trajectories import Trajectories
+from .callbacks import Callback, CallbackList
+from .checkpoint import load_checkpoint, read_generator, save_checkpoint, write_generator
+from .evaluation import EvaluationResult, join, rollout_metrics, summarize
+from .policies import build_policy, policy_class
+from .policies.policy import Policy, RowNoise
+from .rollouts import collect
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Base of all configurations: frozen, keyword-only, JSON-able; also the command line and the checkpoint."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, tuples as lists."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: naming fields that this class does not have.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"{cls.__name__} has no field {sorted(unknown)}; it has {sorted(known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+class Agent(ABC):
+    """An alignment algorithm, a policy and the environments it learns from.
+
+    Args:
+        env: an environment id, or a vector environment (wrapped as you like).
+        policy: a policy; or a model name (``"stories"``, ``"smollm2-135m"``, a folder, a hub name) for token
+            environments; None builds the default one for the environment's spaces.
+        config: the algorithm's options; None takes the defaults.
+        seed: fixes initial weights that the agent makes, the environments' seeds and every action.
+        device: where the policy lives: ``"cpu"``, ``"cuda"``.
+        folder: run folder for logs (``progress.csv``, TensorBoard) and checkpoints; None writes nothing.
+    """
+
+    config_class: ClassVar[type[AgentConfig]]
+    needs_values: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        env: str | VectorEnv[Any, Any, Any],
+        policy: str | Policy | None = None,
+        config: AgentConfig | None = None,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        folder: str | Path | None = None,
+    ) -> None:
+        if config is not None and not isinstance(config, self.config_class):
+            raise TypeError(
+                f"config is a {type(config).__name__}, but {type(self).__name__} takes {self.config_class.__name__}"
+            )
+        self.config: Any = config or self.config_class()
+        self.seed, self.rng = seed, np.random.default_rng(seed)
+        self.env = self._make_env(env)
+        self.folder = Path(folder) if folder is not None else None
+        generator = torch.Generator().manual_seed(seed)
+        if not isinstance(policy, Policy):
+            policy = build_policy(self.env, policy, value=self.needs_values, generator=generator)
+        self.policy = policy.to(device)
+        self.iteration = self.episodes = 0
+        self.horizon: int = getattr(self.env.unwrapped, "max_steps", 0)
+        self.callback: Callback = CallbackList([])
+        self._logger: Logger | None = None
+        self._setup()
+
+    def _make_env(self, env: str | VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+        if isinstance(env, VectorEnv):
+            return env
+        if not isinstance(env, str):
+            raise TypeError(
+                f"env is a {type(env).__name__}, expected an id or a vector environment (gymnasium.make_vec)"
+            )
+        episodes = getattr(self.config, "episodes_per_iteration", 16)
+        if gym.spec(env).vector_entry_point is not None:
+            batched = gym.make_vec(env, num_envs=episodes)
+            if hasattr(type(batched.unwrapped), "rollout"):
+                return batched
+            batched.close()  # others' batched environments take one seed for all rows; groups need one a row
+        return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync")
+
+    @abstractmethod
+    def _setup(self) -> None:
+        """Build optimisers and whatever else depends on the policy."""
+
+    @abstractmethod
+    def iterate(self) -> tuple[Trajectories, dict[str, float]]:
+        """One round of collecting and updating."""
+
+    def row_noise(self, rows: int) -> RowNoise:
+        """Fresh noise streams, one a row, from the agent's own generator."""
+        return RowNoise(self.rng.integers(2**62, size=rows).tolist())
+
+    def learn(self, total_episodes: int, callback: Callback | Sequence[Callback] | None = None) -> Self:
+        """Train for at least ``total_episodes`` further episodes.
+
+        Ctrl-C finishes the iteration, saves ``folder/last`` and raises KeyboardInterrupt; a second one stops at once.
+
+        Args:
+            total_episodes: episodes to collect, on top of those already seen.
+            callback: called at every iteration; see :mod:`aligngym.agents.callbacks`.
+        """
+        if total_episodes < 1:
+            raise ValueError(f"total_episodes={total_episodes}: must be at least 1")
+        restored = self.callback.get_state()
+        self.callback = callback if isinstance(callback, Callback) else CallbackList(list(callback or []))
+        self.callback.set_state(restored or self._callback_state)
+        target = self.episodes + total_episodes
+        with _interruptible() as interrupted:
+            self.callback.on_start(self, target)
+            proceed = True
+            while self.episodes < target and proceed and not interrupted():
+                began = time.perf_counter()
+                episodes, metrics = self.iterate()
+                self.episodes += len(episodes)
+                self.iteration += 1
+                metrics = rollout_metrics(episodes) | metrics
+                metrics["time/episodes_per_second"] = len(episodes) / (time.perf_counter() - began)
+                proceed = self.callback.on_iteration(self, episodes, metrics)
+                self.log(metrics)
+            self.callback.on_end(self)
+            if self.folder is not None:
+                self.save(self.folder / "last")
+            if interrupted():
+                raise KeyboardInterrupt(
+                    f"stopped after {self.episodes} episodes; saved in {self.folder and self.folder / 'last'}"
+                )
+        return self
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Write ``metrics`` at the current episode to CSV and TensorBoard under ``folder``."""
+        if self.folder is None:
+            return
+        if self._logger is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The CSV writer truncates its file: a resumed run writes a further one beside it, so that nothing is lost.
+            suffix = f"-{self.episodes}" if (self.folder / "progress.csv").exists() else ""
+            self._logger = Logger(
+                str(self.folder), [make_output_format(f, str(self.folder), suffix) for f in ("csv", "tensorboard")]
+            )
+            (self.folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        for name, value in {"time/episodes": self.episodes, "time/iterations": self.iteration, **metrics}.items():
+            self._logger.record(name, value)
+        self._logger.dump(self.episodes)
+
+    def predict(self, observation: Any, deterministic: bool = True) -> tuple[np.ndarray, None]:
+        """Choose actions for one observation or a batch; the second element is None, as in Stable-Baselines3."""
+        single = self.env.single_observation_space.contains(observation)
+        if single:
+            observation = (
+                {k: np.asarray(v)[None] for k, v in observation.items()}
+                if isinstance(observation, dict)
+                else np.asarray(observation)[None]
+            )
+        count = len(next(iter(observation.values()))) if isinstance(observation, dict) else len(observation)
+        actions = self.policy.act(observation, self.row_noise(count), deterministic).actions.cpu().numpy()
+        return (actions[0] if single else actions), None
+
+    def evaluate(
+        self,
+        env: VectorEnv[Any, Any, Any] | None = None,
+        episodes: int = 256,
+        *,
+        seed: int = 1_000_000,
+        deterministic: bool = False,
+    ) -> EvaluationResult:
+        """Play ``episodes`` with fixed seeds: the same states and the same random numbers at every call.
+
+        Args:
+            env: where; None takes the training environment.
+            episodes: how many; rounded up to a multiple of ``env.num_envs`` while playing, cut afterwards.
+            seed: of the first episode; episode ``i`` has ``seed + i``.
+            deterministic: take the likeliest actions.
+        """
+        env = env or self.env
+        parts: list[EvaluationResult] = []
+        state = environment_state(env)  # evaluation must not move the training statistics of rewards and wrappers
+        for first in range(0, episodes, env.num_envs):
+            seeds = list(range(seed + first, seed + first + env.num_envs))
+            played = collect(
+                env,
+                self.policy,
+                seeds=seeds,
+                noise=RowNoise(seeds),
+                group=torch.arange(env.num_envs),
+                deterministic=deterministic,
+            )
+            parts.append(summarize(played, self.divergences(played.to(self.policy.device))))
+        restore_environment(env, state)
+        return join(parts, episodes)
+
+    def divergences(self, episodes: Trajectories) -> Tensor | None:
+        """``[B]`` nats from the agent's reference policy; None where it has none."""
+        return None
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint: safetensors, JSON and a manifest with hashes; replaced atomically."""
+        spec = self.env.spec.to_json() if self._env_is_rebuildable() else None
+        state = {
+            "agent": type(self).__name__, "config": self.config.to_dict(), "seed": self.seed,
+            "iteration": self.iteration, "episodes": self.episodes, "rng": write_generator(self.rng),
+            "env": {"spec": spec, "num_envs": self.env.num_envs, "state": environment_state(self.env)},
+            "policy": {"class": type(self.policy).__name__, "spec": self.policy.spec(), "version": self.policy.version},
+            "callback": self.callback.get_state(), **self._state(),
+        }  # fmt: skip
+        policy = {k: p.detach() for k, p in self.policy.named_parameters() if p.requires_grad}
+        save_checkpoint(folder, {"policy": policy, **self._tensors()}, state, schema=SCHEMA)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        env: str | VectorEnv[Any, Any, Any] | None = None,
+        *,
+        policy: Policy | None = None,
+        config: AgentConfig | None = None,
+        device: str | torch.device = "cpu",
+        run_folder: str | Path | None = None,
+    ) -> Self:
+        """Restore an agent; ``learn`` then continues as if it had never stopped, bit for bit on CPU.
+
+        Args:
+            folder: what :meth:`save` wrote.
+            env: needed where the environment was built with objects that JSON cannot hold, or wrapped.
+            policy: needed for policy classes of your own.
+            config: if given, must equal the saved one.
+            device: where to put the policy.
+            run_folder: logs go on there.
+
+        Raises:
+            ValueError: wrong agent class, another config, a corrupted file, a newer schema, a missing environment.
+        """
+        tensors, state = load_checkpoint(folder, schema=SCHEMA)
+        if state["agent"] != cls.__name__:
+            raise ValueError(f"{folder} holds a {state['agent']}, not a {cls.__name__}: use {state['agent']}.load")
+        saved = cls.config_class.from_dict(state["config"])
+        if config is not None and config != saved:
+            old = state["config"]
+            differ = [f"{k} (saved {old[k]!r}, given {v!r})" for k, v in config.to_dict().items() if v != old[k]]
+            raise ValueError(
+                f"the config differs from the checkpoint's in {', '.join(differ)}: "
+                "resume with the saved config, or start a new run from its policy"
+            )
+        if env is None:
+            if state["env"]["spec"] is None:
+                raise ValueError(
+                    f"{folder}: its environment cannot be rebuilt from JSON; pass it as load(folder, env=...)"
+                )
+            env = gym.make_vec(
+                gym.envs.registration.EnvSpec.from_json(state["env"]["spec"]), num_envs=state["env"]["num_envs"]
+            )
+        policy = policy or policy_class(state["policy"]["class"]).from_spec(state["policy"]["spec"])
+        agent = cls(env, policy, saved, seed=state["seed"], device=device, folder=run_folder)
+        agent._restore(tensors, state)
+        return agent
+
+    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        parameters = {k: p for k, p in self.policy.named_parameters() if p.requires_grad}
+        if set(parameters) != set(tensors["policy"]):
+            raise ValueError(
+                f"the policy's parameters differ from the checkpoint's: "
+                f"{sorted(set(parameters) ^ set(tensors['policy']))[:5]}"
+            )
+        with torch.no_grad():
+            for name, value in tensors["policy"].items():
+                parameters[name].copy_(value)
+        self.policy.version = state["policy"]["version"]
+        self.iteration, self.episodes = state["iteration"], state["episodes"]
+        self.rng = read_generator(state["rng"])
+        restore_environment(self.env, state["env"]["state"])
+        self._callback_state = state["callback"]
+
+    _callback_state: dict[str, Any] = {}  # of a restored run, until learn() brings the callbacks it belongs to
+
+    def _env_is_rebuildable(self) -> bool:
+        if self.env.spec is None or isinstance(self.env, gym.vector.VectorWrapper):
+            return False
+        try:
+            self.env.spec.to_json()
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {}
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+
+def environment_state(env: VectorEnv[Any, Any, Any]) -> Any:
+    """State of the outermost layer that keeps one (it nests those below); None where nothing does."""
+    while not hasattr(type(env), "get_state"):
+        if not isinstance(env, gym.vector.VectorWrapper):
+            return None
+        env = env.env
+    return env.get_state()  # type: ignore[attr-defined]
+
+
+def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
+    """Inverse of :func:`environment_state`."""
+    while state is not None and not hasattr(type(env), "set_state"):
+        env = env.env  # type: ignore[attr-defined]
+    if state is not None:
+        env.set_state(state)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, so that an iteration is never torn; the second one interrupts as usual."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

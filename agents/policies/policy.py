@@ -1,0 +1,137 @@
+"""What every policy is: it acts, it may generate whole episodes, and it scores episodes again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision for a batch: ``actions [B, ...]`` and their ``log_probs [B]``."""
+
+    actions: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes scored by the current parameters, differentiable.
+
+    Attributes:
+        log_probs: ``[B, T]`` log-probability of each recorded action; 0 at padding.
+        entropy: ``[B, T]`` entropy in nats of the distribution it was drawn from; 0 at padding.
+        values: ``[B, T + 1]`` value of the state after ``t`` actions, column ``t``; None without critic.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    values: Tensor | None = None
+
+
+class RowNoise:
+    """Random numbers of a batch of episodes, one independent stream a row.
+
+    A row's numbers depend on its seed alone, not on the batch around it, the order of rows or the size of the pieces
+    in which they are drawn: the step face, the rollout face and any number of workers see the same ones.
+
+    Args:
+        seeds: one non-negative integer a row.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = [int(s) for s in seeds]
+        self._rows = [np.random.default_rng(s) for s in self.seeds]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def uniform(self, steps: int) -> Tensor:
+        """``[B, steps]`` float64 in [0, 1)."""
+        return torch.from_numpy(np.stack([row.random(steps) for row in self._rows]))
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """``[B, *shape]`` float32 standard normal."""
+        return torch.from_numpy(np.stack([row.standard_normal(tuple(shape), dtype=np.float32) for row in self._rows]))
+
+
+class Policy(nn.Module):
+    """Base of all policies.
+
+    Attributes:
+        first_observation_only: True where states are rebuilt from an episode's first observation and its actions, so
+            that only that observation is recorded (text, images); False where every observation is (control).
+        version: optimiser updates seen; the agent sets it and trajectories carry it.
+    """
+
+    first_observation_only: bool = False
+    version: int = 0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampler's settings, JSON-able; trajectories carry them and refuse to be scored under others."""
+        return {}
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether ``evaluate_actions`` returns values."""
+        return False
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able description from which ``from_spec`` rebuilds the policy around saved tensors."""
+        return {}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Self:
+        """Inverse of :meth:`spec`, but for the values of the parameters."""
+        return cls(**spec)
+
+    def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
+        """Choose one action for every row of a batched observation."""
+        raise TypeError(f"{type(self).__name__} does not implement act")
+
+    def generate(
+        self,
+        observation: Any,
+        noise: RowNoise,
+        *,
+        max_steps: int,
+        terminal_actions: Collection[int] = (),
+        deterministic: bool = False,
+    ) -> Trajectories:
+        """Play whole episodes of an environment whose transition appends the action; rewards are left 0.
+
+        Args:
+            observation: the environment's first batched observation.
+            noise: one stream a row; consumed exactly as ``act`` would, step by step.
+            max_steps: decisions after which an episode is truncated.
+            terminal_actions: actions that end an episode.
+            deterministic: take the likeliest action.
+        """
+        raise TypeError(f"{type(self).__name__} plays step by step only: it does not implement generate")
+
+    def evaluate_actions(self, trajectories: Trajectories) -> Evaluation:
+        """Score recorded episodes under the current parameters, in one differentiable pass."""
+        raise TypeError(f"{type(self).__name__} does not implement evaluate_actions")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the cumulative distribution of ``softmax(logits [B, K])`` at ``uniform [B]``; int64 ``[B]``.
+
+    The first index whose cumulative probability exceeds ``uniform`` times the total. One pass of cumsum and a count is
+    several times cheaper than ``multinomial``; the total replaces 1 so that rounding cannot leave the support.
+    """
+    cumulative = (logits - logits.amax(-1, keepdim=True)).double().exp().cumsum(-1)
+    threshold = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
+    return (cumulative <= threshold).sum(-1).clamp_(max=logits.shape[-1] - 1)
