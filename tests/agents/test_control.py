@@ -73,6 +73,7 @@ def test_a_row_acts_alike_in_every_batch(name):
     torch.testing.assert_close(part.actions, full.actions[order])
     torch.testing.assert_close(part.log_probs, full.log_probs[order])
     assert full.actions.shape == (6, *action_space.shape)
+    assert not full.actions.requires_grad and not full.log_probs.requires_grad
     if isinstance(action_space, spaces.Discrete):
         assert all(action in action_space for action in full.actions.numpy())
 

@@ -324,6 +324,20 @@ def test_whole_episodes_are_those_of_single_steps_and_rounds_are_joined(wrap):
     assert torch.equal(greedy.actions[:, 0], table().logits.argmax(1)[torch.tensor(SEEDS) % 3])
 
 
+def test_the_tabular_bandit_plays_alike_on_both_faces():
+    env, policy = gym.make_vec("aligngym:TabularBandit-v0", num_envs=4), TabularPolicy(4, 8)
+    policy.logits.data = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    seeds, noise = [5, 5, 6, 6], range(4)
+    whole = collect(env, policy, seeds=seeds, noise=RowNoise(noise), group=torch.tensor(seeds))
+    stepped = collect(env, policy, seeds=seeds, noise=RowNoise(noise), group=torch.tensor(seeds), max_steps=1)
+    assert_same(whole, stepped)
+    assert whole.info == stepped.info
+    assert whole.terms.keys() == stepped.terms.keys()
+    assert all(torch.equal(whole.terms[k], stepped.terms[k]) for k in whole.terms)
+    assert whole.terminated.all() and torch.equal(whole.observations[0], whole.observations[1])
+    torch.testing.assert_close(policy.evaluate_actions(whole).log_probs, whole.log_probs)
+
+
 @pytest.mark.parametrize("wrap", [Ignores, lambda e: Passes(Ignores(e)), lambda e: Ignores(Passes(e))])
 def test_a_wrapper_without_rollout_is_named_and_the_episodes_are_the_same(wrap):
     base = Arms()
