@@ -1,0 +1,60 @@
+"""Alignment problems as Gymnasium environments, alignment methods as agents that train on any of them.
+
+Importing the package registers every environment id and loads nothing heavy: ``torch``, ``transformers`` and the
+simulators are imported when a name or an environment that needs them is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .envs import register
+
+if TYPE_CHECKING:
+    from .agents.grpo import GRPO, GRPOConfig
+    from .agents.policies.lm import LMPolicy
+    from .agents.ppo import PPO, PPOConfig
+    from .rewards import Reward, as_reward
+    from .trajectories import Trajectories
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRPO",
+    "PPO",
+    "GRPOConfig",
+    "LMPolicy",
+    "PPOConfig",
+    "Reward",
+    "Trajectories",
+    "__version__",
+    "as_reward",
+]
+
+_LAZY = {
+    "GRPO": ".agents.grpo",
+    "GRPOConfig": ".agents.grpo",
+    "LMPolicy": ".agents.policies.lm",
+    "PPO": ".agents.ppo",
+    "PPOConfig": ".agents.ppo",
+    "Reward": ".rewards",
+    "Trajectories": ".trajectories",
+    "as_reward": ".rewards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, the lazy ones included."""
+    return sorted(__all__)
+
+
+register()
