@@ -1,0 +1,57 @@
+"""The environments: one table, and its registration with Gymnasium. Importing this loads no environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes:
+        single: ``module:class`` of the single environment, the module relative to this package.
+        batched: the same of its batched twin, which ``gymnasium.make_vec`` then uses; None where Gymnasium batches it.
+        extra: the optional dependencies to install for it (``pip install 'aligngym[extra]'``); None needs none.
+        summary: what the environment is, in one line.
+    """
+
+    single: str
+    batched: str | None
+    extra: str | None
+    summary: str
+
+
+ENVIRONMENTS = {
+    "LLMAlign-v0": Entry(
+        single=".text.llm_align:LLMAlignEnv",
+        batched=".text.llm_align:LLMAlignVectorEnv",
+        extra=None,
+        summary="continue a prompt token by token; the finished text is rewarded",
+    ),
+    "TabularBandit-v0": Entry(
+        single=".bandit:TabularBanditEnv",
+        batched=".bandit:TabularBanditVectorEnv",
+        extra=None,
+        summary="one decision from a table of rewards; its KL-regularised optimum is known in closed form",
+    ),
+}
+
+
+def register() -> None:
+    """Register every environment, as ``Name-v0`` and as ``aligngym/Name-v0``; a second call changes nothing."""
+    for name, entry in ENVIRONMENTS.items():
+        for env_id in (name, f"aligngym/{name}"):
+            if env_id not in gymnasium.registry:
+                gymnasium.register(
+                    env_id,
+                    entry_point=__name__ + entry.single,
+                    vector_entry_point=__name__ + entry.batched if entry.batched else None,
+                )
+
+
+def list_envs() -> dict[str, Entry]:
+    """Every environment by its id, in alphabetical order."""
+    return dict(sorted(ENVIRONMENTS.items()))

@@ -1,0 +1,1 @@
+"""Environments whose episodes are text."""

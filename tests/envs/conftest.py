@@ -1,0 +1,105 @@
+"""Small versions of every environment, and a policy that plays any of them at random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from aligngym.agents.policies.policy import Decision, Policy, sample_categorical
+from aligngym.trajectories import Trajectories
+
+torch.set_num_threads(1)
+
+SMALL: dict[str, dict[str, Any]] = {
+    "LLMAlign-v0": {
+        "prompts": ["Once upon a time", "The cat sat.", "A dog ran home", "She said"],
+        "max_prompt_tokens": 12,
+        "max_new_tokens": 4,
+    },
+    "TabularBandit-v0": {"noise_std": 0.3},
+}
+
+
+class RandomPolicy(Policy):
+    """Random logits of the state; ``likely`` actions are drawn far more often, so that episodes end early too."""
+
+    first_observation_only = True
+
+    def __init__(self, env: Any, likely: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        actions = int(env.single_action_space.n)
+        self.states = max(actions, 64)
+        self.table = torch.nn.Parameter(torch.randn(self.states, actions, generator=generator))
+        self.bias = torch.zeros(actions)
+        self.bias[list(likely)] = 6.0
+
+    def logits(self, observation: Any) -> torch.Tensor:
+        if not isinstance(observation, dict):
+            return self.table[torch.as_tensor(observation)] + self.bias
+        ids, mask = (torch.as_tensor(observation[key]) for key in ("input_ids", "attention_mask"))
+        return (self.table[ids] * mask[..., None]).sum(1) + self.bias
+
+    @torch.no_grad()
+    def act(self, observation: Any, noise: Any, deterministic: bool = False) -> Decision:
+        logits = self.logits(observation)
+        actions = logits.argmax(-1) if deterministic else sample_categorical(logits, noise.uniform(1)[:, 0])
+        return Decision(actions, logits.log_softmax(-1).gather(1, actions[:, None])[:, 0])
+
+    def generate(
+        self, observation: Any, noise: Any, *, max_steps: int, terminal_actions: Any = (), deterministic: bool = False
+    ) -> Trajectories:
+        first = observation
+        batch = len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
+        running, terminated = torch.ones(batch, dtype=torch.bool), torch.zeros(batch, dtype=torch.bool)
+        actions, log_probs, mask = [], [], []
+        for _ in range(max_steps):
+            if not running.any():
+                break
+            decision = self.act(observation, noise, deterministic)
+            mask.append(running.clone())
+            actions.append(decision.actions * running)
+            log_probs.append(decision.log_probs * running)
+            if isinstance(observation, dict):
+                observation = {key: np.array(value) for key, value in observation.items()}
+                rows = running.nonzero()[:, 0].numpy()
+                ends = observation["attention_mask"].sum(1)[rows]
+                observation["input_ids"][rows, ends] = decision.actions.numpy()[rows]
+                observation["attention_mask"][rows, ends] = 1
+            stopped = running & torch.isin(decision.actions, torch.tensor(list(terminal_actions)))
+            terminated |= stopped
+            running &= ~stopped
+        columns = [torch.stack(column, 1) for column in (actions, log_probs, mask)]
+        tensors = (
+            {k: torch.as_tensor(v) for k, v in first.items()} if isinstance(first, dict) else torch.as_tensor(first)
+        )
+        return Trajectories(
+            observations=tensors, actions=columns[0], log_probs=columns[1], mask=columns[2],
+            rewards=torch.zeros(columns[1].shape), terminated=terminated, truncated=~terminated,
+            valid=torch.ones(batch, dtype=torch.bool), group=torch.arange(batch),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def small() -> Any:
+    """``small(id, **changes)``: keyword arguments of a quick version of the environment."""
+    return lambda env_id, **changes: {**SMALL[env_id], **changes}
+
+
+@pytest.fixture
+def random_policy() -> type[RandomPolicy]:
+    return RandomPolicy
+
+
+@pytest.fixture
+def make_llm() -> Any:
+    """``make_llm(num_envs, **changes)``: a small batched LLMAlign-v0."""
+
+    def make(num_envs: int = 2, **changes: Any) -> Any:
+        return gym.make_vec("LLMAlign-v0", num_envs=num_envs, **{**SMALL["LLMAlign-v0"], **changes})
+
+    return make
