@@ -28,7 +28,7 @@ from .checkpoint import load_checkpoint, read_generator, save_checkpoint, write_
 from .evaluation import EvaluationResult, join, rollout_metrics, summarize
 from .policies import build_policy, policy_class
 from .policies.policy import Policy, RowNoise
-from .rollouts import collect
+from .rollouts import collect, environment_actions
 
 SCHEMA = 1
 
@@ -68,6 +68,7 @@ class Agent(ABC):
     """
 
     config_class: ClassVar[type[AgentConfig]]
+    config: Any
     needs_values: ClassVar[bool] = False
 
     def __init__(
@@ -84,7 +85,7 @@ class Agent(ABC):
             raise TypeError(
                 f"config is a {type(config).__name__}, but {type(self).__name__} takes {self.config_class.__name__}"
             )
-        self.config: Any = config or self.config_class()
+        self.config = config or self.config_class()
         self.seed, self.rng = seed, np.random.default_rng(seed)
         self.env = self._make_env(env)
         self.folder = Path(folder) if folder is not None else None
@@ -187,7 +188,8 @@ class Agent(ABC):
                 else np.asarray(observation)[None]
             )
         count = len(next(iter(observation.values()))) if isinstance(observation, dict) else len(observation)
-        actions = self.policy.act(observation, self.row_noise(count), deterministic).actions.cpu().numpy()
+        drawn = self.policy.act(observation, self.row_noise(count), deterministic).actions.cpu()
+        actions = environment_actions(drawn, self.env.single_action_space).numpy()
         return (actions[0] if single else actions), None
 
     def evaluate(
@@ -229,11 +231,10 @@ class Agent(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint: safetensors, JSON and a manifest with hashes; replaced atomically."""
-        spec = self.env.spec.to_json() if self._env_is_rebuildable() else None
         state = {
             "agent": type(self).__name__, "config": self.config.to_dict(), "seed": self.seed,
             "iteration": self.iteration, "episodes": self.episodes, "rng": write_generator(self.rng),
-            "env": {"spec": spec, "num_envs": self.env.num_envs, "state": environment_state(self.env)},
+            "env": {"spec": self._env_spec(), "num_envs": self.env.num_envs, "state": environment_state(self.env)},
             "policy": {"class": type(self.policy).__name__, "spec": self.policy.spec(), "version": self.policy.version},
             "callback": self.callback.get_state(), **self._state(),
         }  # fmt: skip
@@ -306,14 +307,14 @@ class Agent(ABC):
 
     _callback_state: dict[str, Any] = {}  # of a restored run, until learn() brings the callbacks it belongs to
 
-    def _env_is_rebuildable(self) -> bool:
+    def _env_spec(self) -> str | None:
+        """From which the environment can be built again; None where it is wrapped or was given objects."""
         if self.env.spec is None or isinstance(self.env, gym.vector.VectorWrapper):
-            return False
+            return None
         try:
-            self.env.spec.to_json()
+            return self.env.spec.to_json()
         except (TypeError, ValueError):
-            return False
-        return True
+            return None
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {}

@@ -7,9 +7,12 @@ For a group :math:`g` of :math:`G` episodes from the same initial state with ret
 is the advantage of *every* decision of episode :math:`i`, and the loss is the clipped surrogate plus
 :math:`\beta\, k_3(\pi\|\pi_{ref})` with its gradient. Paper: DeepSeekMath, arXiv 2402.03300.
 
-Variants are values of the options: RLOO (arXiv 2402.14740) is ``advantage="leave_one_out", ratio="sequence"``; Dr. GRPO
-(arXiv 2503.20783) is ``advantage="centered", aggregation="constant"``; GSPO (arXiv 2507.18071) is
-``ratio="normalized"`` with ``clip_low=3e-4, clip_high=4e-4``; DAPO's loss (arXiv 2503.14476) is ``clip_high=0.28, aggregation="token_mean"``.
+Variants are values of the options:
+
+- RLOO (arXiv 2402.14740): ``advantage="leave_one_out", ratio="sequence"``
+- Dr. GRPO (arXiv 2503.20783): ``advantage="centered", aggregation="constant"``
+- GSPO (arXiv 2507.18071): ``ratio="normalized", clip_low=3e-4, clip_high=4e-4``
+- DAPO's loss (arXiv 2503.14476): ``clip_high=0.28, aggregation="token_mean", kl_coef=0``
 
 Deviations: the standard deviation is the sample one (n - 1), as in TRL and verl; a group whose rewards agree up to
 rounding, or of which fewer than two episodes are valid, gives exactly zero advantage instead of amplified noise.

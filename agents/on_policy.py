@@ -142,10 +142,9 @@ class Batch:
 
 
 class OnPolicyAgent(Agent):
-    """Collect, score, update. A subclass gives :meth:`targets` and :meth:`loss`; nothing here knows an action's kind."""
+    """Collect, score, update. A subclass gives :meth:`targets` and :meth:`loss`; nothing here knows what acts."""
 
     config: OnPolicyConfig
-    needs_values: bool = False
 
     def _setup(self) -> None:
         """Build optimiser and reference; called once the policy exists."""
@@ -270,8 +269,7 @@ class OnPolicyAgent(Agent):
         self.optimizer.zero_grad(set_to_none=True)
         for some in order.split(c.micro_batch_size or len(rows)):
             part = batch.rows(rows[some.cpu()])
-            kwargs = {"entropy": True} if c.entropy_coef else {}
-            now = self.policy.evaluate_actions(part.episodes, **kwargs)
+            now = self.policy.evaluate_actions(part.episodes, entropy=bool(c.entropy_coef))
             steps = part.advantages.shape[1]
             loss, sums = self.loss(part, now, weights[some][:, :steps], share[some][:, :steps])
             loss.backward()

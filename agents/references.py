@@ -45,7 +45,7 @@ class Reference:
     def __init__(self, policy: Policy, kind: Kind, soup: Sequence[str] = ()) -> None:
         self.kind = kind
         self._frozen: Policy | None = None
-        if kind == "none" or (kind == "initial" and getattr(policy, "lora", None) is not None):
+        if kind == "none" or (kind == "initial" and policy.has_adapters):
             return
         self._frozen = copy.deepcopy(policy).requires_grad_(False).eval()
         if kind == "soup":
@@ -59,7 +59,7 @@ class Reference:
         if self._frozen is not None:
             yield self._frozen
         else:
-            with trained.reference() as policy:  # type: ignore[attr-defined]
+            with trained.adapters_off() as policy:
                 yield policy
 
     def step(self, trained: Policy, iteration: int, every: int, mix: float) -> None:

@@ -63,7 +63,7 @@ def collect(
     parts = []
     for start in range(0, len(seeds), env.num_envs):
         rows = slice(start, start + env.num_envs)
-        streams = noise if env.num_envs == len(seeds) else _streams(noise, rows)
+        streams = noise if env.num_envs == len(seeds) else noise.rows(rows)
         chosen = [int(s) for s in seeds[rows]]
         if at_once:
             part = env.rollout(policy, noise=streams, seed=chosen, deterministic=deterministic)  # type: ignore[attr-defined]
@@ -222,13 +222,6 @@ def _has_rollout(env: VectorEnv[Any, Any, Any]) -> bool:
             stacklevel=3,
         )
     return not missing
-
-
-def _streams(noise: RowNoise, rows: slice) -> RowNoise:
-    """The streams of some rows, where they stand: drawing from the part advances the whole."""
-    part = RowNoise([])
-    part.seeds, part._rows = noise.seeds[rows], noise._rows[rows]
-    return part
 
 
 def _next_frame(observation: Any, final: Any, ended: Flags, unused: Flags, device: torch.device) -> Observations:

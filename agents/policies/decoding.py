@@ -67,7 +67,7 @@ class PreallocatedLayer(DynamicLayer):
     """A cache layer that writes into one buffer of ``length`` positions and attends only to the filled part."""
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length, self.filled = length, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -79,6 +79,7 @@ class PreallocatedLayer(DynamicLayer):
             )
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         end = self.filled + key_states.shape[2]
+        assert self.keys is not None and self.values is not None
         self.keys[:, :, self.filled : end] = key_states
         self.values[:, :, self.filled : end] = value_states
         self.filled = end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class LoRA:
     """
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     target_modules: tuple[str, ...] | None = None
 
 
@@ -119,11 +120,17 @@ class LMPolicy(Policy):
     def has_critic(self) -> bool:
         return self.value_head is not None
 
+    @property
+    def has_adapters(self) -> bool:
+        return self._adapters is not None
+
     @contextmanager
-    def reference(self) -> Iterator[LMPolicy]:
-        """With LoRA: this policy with its adapters switched off, which is the initial model, at no memory."""
+    def adapters_off(self) -> Iterator[LMPolicy]:
+        """This policy with its LoRA adapters switched off, which is the initial model, at no memory."""
         if self._adapters is None:
-            raise ValueError("reference() needs LoRA adapters to switch off; without LoRA keep a frozen copy instead")
+            raise ValueError(
+                "adapters_off() needs LoRA adapters to switch off; without LoRA keep a frozen copy instead"
+            )
         with self._adapters.disable_adapter():
             yield self
 
@@ -230,12 +237,13 @@ class LMPolicy(Policy):
         """Last hidden states ``[B, L, D]``; positions count real tokens only, so padding changes nothing."""
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         decoder = self.model.base_model
-        return decoder(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
+        hidden: Tensor = decoder(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
+        return hidden
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, with the scalings some architectures apply after the output layer."""
         config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         if scale := getattr(config, "logits_scaling", None):  # Granite
             logits = logits / scale
         if scale := getattr(config, "logit_scale", None):  # Cohere
@@ -256,7 +264,7 @@ class LMPolicy(Policy):
     def spec(self) -> dict[str, Any]:
         """JSON-able description from which :meth:`from_spec` rebuilds the policy around saved tensors."""
         return {
-            "name": self.name, "config": self.model.config.to_dict(), "sampling": self.sampling,
+            "name": self.name, "config": json.loads(self.model.config.to_json_string(use_diff=False)), "sampling": self.sampling,
             "value_head": self.value_head is not None, "lora": asdict(self.lora) if self.lora else None,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -53,6 +54,12 @@ class RowNoise:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def rows(self, rows: slice) -> RowNoise:
+        """The streams of some rows, where they stand: drawing from the part advances the whole."""
+        part = RowNoise([])
+        part.seeds, part._rows = self.seeds[rows], self._rows[rows]
+        return part
+
     def uniform(self, steps: int) -> Tensor:
         """``[B, steps]`` float64 in [0, 1)."""
         return torch.from_numpy(np.stack([row.random(steps) for row in self._rows]))
@@ -83,6 +90,15 @@ class Policy(nn.Module):
     def has_critic(self) -> bool:
         """Whether ``evaluate_actions`` returns values."""
         return False
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether :meth:`adapters_off` gives back the initial policy, so that a reference needs no copy."""
+        return False
+
+    def adapters_off(self) -> AbstractContextManager[Policy]:
+        """The initial policy, by switching off the adapters that are trained."""
+        raise TypeError(f"{type(self).__name__} has no adapters to switch off")
 
     def spec(self) -> dict[str, Any]:
         """JSON-able description from which ``from_spec`` rebuilds the policy around saved tensors."""
@@ -117,8 +133,13 @@ class Policy(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} plays step by step only: it does not implement generate")
 
-    def evaluate_actions(self, trajectories: Trajectories) -> Evaluation:
-        """Score recorded episodes under the current parameters, in one differentiable pass."""
+    def evaluate_actions(self, trajectories: Trajectories, *, entropy: bool = False) -> Evaluation:
+        """Score recorded episodes under the current parameters, in one differentiable pass.
+
+        Args:
+            trajectories: episodes this policy's sampler drew.
+            entropy: whether the entropies are needed; else they may be 0.
+        """
         raise TypeError(f"{type(self).__name__} does not implement evaluate_actions")
 
     @property
