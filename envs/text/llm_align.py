@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ...assets import model_path
 from ...rewards import as_reward
 from ..batching import Flags, Rows, check_positive, row_indices
 from ..generation import EpisodeScores, GenerationEnv, GenerationVectorEnv
-from .prompts import Prompt, PromptSource, PromptTable, check_prompt, load_prompts
+from .prompts import Prompt, PromptSource, PromptTable, checked_prompt, load_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,7 +153,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
     def _rendered(self, prompt: Prompt) -> tuple[str, bool]:
         """A prompt as text, and whether a chat template wrote it."""
         if not self.chat_template and isinstance(prompt, str):
-            return well_formed(prompt), False
+            return prompt, False
         if self.chat_template is False:
             raise ValueError(
                 "a prompt is a list of chat messages, but chat_template is False; expected None, True or a template"
@@ -162,10 +163,11 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
             raise ValueError(
                 "the tokenizer has no chat template: give chat_template a Jinja template, or prompts of strings"
             )
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        clean = [{key: well_formed(v) if isinstance(v, str) else v for key, v in m.items()} for m in messages]
         text = self.tokenizer.apply_chat_template(
-            clean, chat_template=template, add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
         )
         return str(text), True
 
@@ -181,12 +183,9 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
         if len(options) > 1:
             raise ValueError("options has both 'prompt' and 'prompt_index', expected at most one of them")
         if "prompt" in options:
-            prompts = self._given_prompts(options["prompt"])
-            encoded = [
-                self._fitted(ids, f"options['prompt'], entry {i}") for i, ids in enumerate(self._encode(prompts))
-            ]
-            for row in rows:
-                self._place(row, prompts[row], encoded[row], -1)
+            given = self._given_prompts(options["prompt"])
+            for row, ids in zip(rows, self._encode([given[row] for row in rows]), strict=True):
+                self._place(row, given[row], self._fitted(ids, f"options['prompt'], entry {row}"), -1)
             return
         if "prompt_index" in options:
             index = row_indices(options["prompt_index"], self.num_envs, len(self.table))
@@ -199,11 +198,11 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
     def _given_prompts(self, value: Any) -> list[Prompt]:
         messages = isinstance(value, list) and all(isinstance(part, Mapping) for part in value)
         if isinstance(value, str) or (value and messages):
-            return [check_prompt(value, "options['prompt']")] * self.num_envs
+            return [checked_prompt(value, "options['prompt']")] * self.num_envs
         if not isinstance(value, list | tuple) or len(value) != self.num_envs:
             given = f"{len(value)} prompts" if isinstance(value, list | tuple) else type(value).__name__
             raise ValueError(f"options['prompt'] is {given}, expected one prompt or a list of num_envs={self.num_envs}")
-        return [check_prompt(prompt, f"options['prompt'], entry {i}") for i, prompt in enumerate(value)]
+        return [checked_prompt(prompt, f"options['prompt'], entry {i}") for i, prompt in enumerate(value)]
 
     def _place(self, row: int, prompt: Prompt, ids: NDArray[np.int64], index: int) -> None:
         self._ids[row] = self.pad
@@ -225,7 +224,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
     def _score(self, rows: Rows) -> EpisodeScores:
         ids = [self._ids[row, self._prompt_lengths[row] : self._lengths[row]].tolist() for row in rows]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        prompts = [clean_prompt(self._prompts[row]) for row in rows]
+        prompts = [copy.deepcopy(self._prompts[row]) for row in rows]  # what is handed out may be changed
         index = self._index[rows]
         columns = {name: [v[i] if i >= 0 else None for i in index] for name, v in self.table.columns.items()}
         self.reward.set_progress(self.episodes)
@@ -260,7 +259,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
         episodes = {
             "ids": [ids[:n].tolist() for ids, n in zip(self._ids, self._lengths, strict=True)],
             "prompt_lengths": self._prompt_lengths.tolist(),
-            "prompts": [clean_prompt(prompt) for prompt in self._prompts],
+            "prompts": copy.deepcopy(self._prompts),
             "index": self._index.tolist(),
         }
         return {**super().get_state(), **episodes, "reward": self.reward.get_state()}
@@ -300,18 +299,6 @@ def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTraine
             f"tokenizer is {str(tokenizer)!r}, expected 'stories', a folder or hub name of a Hugging Face tokenizer, "
             f"or a tokenizer: {e}"
         ) from e
-
-
-def well_formed(text: str) -> str:
-    """``text`` with every lone surrogate replaced by U+FFFD, so that it can be written as UTF-8."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def clean_prompt(prompt: Prompt) -> Prompt:
-    """A prompt that a reward, a log or a file can hold: well-formed, and the caller's own copy."""
-    if isinstance(prompt, str):
-        return well_formed(prompt)
-    return [{key: well_formed(v) if isinstance(v, str) else v for key, v in message.items()} for message in prompt]
 
 
 def uniform(values: list[Any]) -> list[Any]:

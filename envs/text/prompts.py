@@ -28,7 +28,8 @@ class PromptTable:
     """Prompts, one a row.
 
     Attributes:
-        prompts: a string or a list of chat messages (``{"role": ..., "content": ...}``) each.
+        prompts: a string or a list of chat messages (``{"role": ..., "content": ...}``) each, every lone surrogate
+            replaced by U+FFFD.
         columns: the other columns by name, each as long as ``prompts``; None where a row lacks a value.
         source: where they came from, for messages.
     """
@@ -79,16 +80,21 @@ def load_prompts(prompts: PromptSource = None, *, split: str = "train", column: 
     return _from_rows(prompts, column, "prompts")
 
 
-def check_prompt(prompt: Any, where: str) -> Prompt:
-    """Return ``prompt`` if it is a string or a non-empty list of chat messages, else raise a TypeError."""
+def checked_prompt(prompt: Any, where: str) -> Prompt:
+    """A well-formed copy of ``prompt``, a string or a non-empty list of chat messages; else a TypeError."""
     if isinstance(prompt, str):
-        return prompt
+        return well_formed(prompt)
     if isinstance(prompt, list) and prompt and all(_is_message(m) for m in prompt):
-        return prompt
+        return [{key: well_formed(v) if isinstance(v, str) else v for key, v in m.items()} for m in prompt]
     raise TypeError(
         f"{where} is {_short(prompt)} ({type(prompt).__name__}), expected a string or a list of chat messages "
         '[{"role": ..., "content": ...}, ...]'
     )
+
+
+def well_formed(text: str) -> str:
+    """``text`` with every lone surrogate replaced by U+FFFD, so that it can be written as UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_message(message: Any) -> bool:
@@ -117,7 +123,7 @@ def _from_rows(rows: Sequence[Any], column: str, source: str) -> PromptTable:
             _require_column(row, column, f"{source}, row {i}")
             others[-1] = {name: value for name, value in row.items() if name != column}
             row = row[column]
-        prompts.append(check_prompt(row, f"{source}, row {i}: the prompt"))
+        prompts.append(checked_prompt(row, f"{source}, row {i}: the prompt"))
     names = dict.fromkeys(name for other in others for name in other)
     return PromptTable(prompts, {name: [other.get(name) for other in others] for name in names}, source)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from aligngym.agents.policies.policy import RowNoise
-from aligngym.envs.text.llm_align import load_tokenizer, uniform, well_formed
+from aligngym.envs.text.llm_align import load_tokenizer, uniform
+from aligngym.envs.text.prompts import well_formed
 
 CHATML = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -309,6 +310,17 @@ def test_tokenizer_from_a_folder(make_llm, tokenizer, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path)
     ours, theirs = make_llm(1), make_llm(1, tokenizer=tmp_path)
     assert (ours.reset(seed=0)[0]["input_ids"] == theirs.reset(seed=0)[0]["input_ids"]).all()
+
+
+def test_a_spec_with_a_composed_reward_survives_json(small) -> None:
+    from aligngym.rewards import as_reward
+
+    reward = (0.5 * as_reward({"type": "length", "low": 3, "margin": 3}) + 1.0).clip(0.0, 1.2).to_dict()
+    env = gym.make("LLMAlign-v0", **small("LLMAlign-v0", reward=reward))
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    for e in (env, again):
+        e.reset(seed=0)
+    assert finish(env, 300)[1] == finish(again, 300)[1] == 1.2
 
 
 def test_columns_that_gymnasium_cannot_pack_are_made_uniform(make_llm) -> None:
