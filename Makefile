@@ -1,0 +1,73 @@
+# make quickstart   install into .venv, align the embedded story model, show what changed
+# make test         lint, type checks and the tests, with 90 % line coverage of agents/, envs/ and rewards/
+# make lint | typecheck | bench | install | clean
+#
+# A machine without a GPU needs no CUDA; where pip's index has a smaller build of torch for it, name it:
+#   make quickstart TORCH="torch==2.13.0+cpu" PIP_ARGS="--extra-index-url <index>"
+# PYTHON is the interpreter (3.11 or later) that .venv is made from.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: quickstart test lint typecheck wheel bench install clean
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+quickstart: .venv/.installed
+	$(BIN)/python examples/quickstart.py
+
+test: lint typecheck wheel
+	$(BIN)/pytest --cov --cov-fail-under=90
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+
+# The root is the package, so a type checker finds it by its name only through a link.
+typecheck: .venv/.dev
+	mkdir -p .typing && ln -sfn .. .typing/aligngym
+	MYPYPATH=.typing $(BIN)/mypy -p aligngym
+
+# What a user's type checker sees: the wheel, installed in an environment of its own, marked by py.typed.
+wheel: .venv/.dev
+	rm -rf build && mkdir -p build
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/python -m venv --without-pip build/user
+	$(BIN)/python -m pip --disable-pip-version-check --python build/user/bin/python install -q --no-deps build/wheel/*.whl
+	printf 'import aligngym\nwrong: int = aligngym.__version__  # type: ignore[assignment]\n' > build/user.py
+	cd build && ../$(BIN)/mypy --strict --python-executable user/bin/python user.py
+
+bench: .venv/.dev
+	for script in benchmarks/[!_]*.py; do $(BIN)/python "$$script"; done
+
+install: .venv/.installed
+
+clean:
+	rm -rf .venv .typing .mypy_cache .pytest_cache .ruff_cache .coverage build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Everything else comes as wheels or pure Python, so the interpreter and its venv module are the only system packages.
+.venv/.python:
+	if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	    if [ "$$(id -u)" != 0 ]; then \
+	        echo "$(PYTHON) with its venv module is missing: sudo apt-get install python3 python3-venv" >&2; exit 1; \
+	    fi; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3 python3-venv; \
+	fi
+	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"PYTHON={sys.executable} is {v[0]}.{v[1]}: 3.11 or later is needed")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# torch first and pinned: a range would take the newest, whatever else is asked for in the same command.
+.venv/.installed: .venv/.python pyproject.toml constraints.txt
+	$(PIP) $(TORCH)
+	$(PIP) -e .
+	touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	touch $@
