@@ -138,7 +138,7 @@ class Agent(ABC):
         if total_episodes < 1:
             raise ValueError(f"total_episodes={total_episodes}: must be at least 1")
         restored = self.callback.get_state()
-        self.callback = callback if isinstance(callback, Callback) else CallbackList(list(callback or []))
+        self.callback = CallbackList([callback] if isinstance(callback, Callback) else list(callback or []))
         self.callback.set_state(restored or self._callback_state)
         target = self.episodes + total_episodes
         with _interruptible() as interrupted:
