@@ -57,9 +57,10 @@ def _tilted(
 class TabularBanditVectorEnv(GenerationVectorEnv):
     """A contextual bandit: a prompt (an integer) is shown, an arm is chosen, the episode terminates.
 
-    The reward is ``table[prompt, arm]`` plus Gaussian noise. The row's generator draws the prompt, uniformly, and the
-    noise: rows with equal seeds see the same of both. The info of a finished episode holds ``prompt``, ``arm`` and
-    ``reward/table``, the reward without its noise. Option of ``reset``: ``prompt_index``, one integer or ``num_envs``.
+    The reward is ``table[prompt, arm]`` plus Gaussian noise. The row's generator draws the prompt (uniformly, or by
+    ``prompt_weights`` where a curriculum set them) and the noise: rows with equal seeds see the same of both. The info
+    of a finished episode holds ``prompt`` (also as ``prompt_index``), ``arm`` and ``reward/table``, the reward without
+    its noise. Option of ``reset``: ``prompt_index``, one integer or ``num_envs``.
 
     Args:
         num_envs: episodes side by side.
@@ -96,7 +97,7 @@ class TabularBanditVectorEnv(GenerationVectorEnv):
             raise ValueError(f"rewards has shape {self.table.shape}, expected a finite [num_prompts, num_arms] table")
         if not noise_std >= 0:
             raise ValueError(f"noise_std is {noise_std}, expected a number of at least 0")
-        self.noise_std = noise_std
+        self.noise_std, self.num_prompts = noise_std, len(self.table)
         super().__init__(
             num_envs,
             spaces.Discrete(self.table.shape[0]),
@@ -113,7 +114,7 @@ class TabularBanditVectorEnv(GenerationVectorEnv):
         if "prompt_index" in options:
             self._prompts[rows] = row_indices(options["prompt_index"], self.num_envs, len(self.table))[rows]
         else:
-            self._prompts[rows] = [self.generators[row].integers(len(self.table)) for row in rows]
+            self._prompts[rows] = [self._draw_prompt(row) for row in rows]
         self._arms[rows] = -1
 
     def _observe(self) -> NDArray[np.int64]:
@@ -126,7 +127,8 @@ class TabularBanditVectorEnv(GenerationVectorEnv):
     def _score(self, rows: Rows) -> EpisodeScores:
         exact = self.table[self._prompts[rows], self._arms[rows]]
         noise = [self.generators[row].normal(scale=self.noise_std) if self.noise_std else 0.0 for row in rows]
-        info = {"prompt": self._prompts[rows].tolist(), "arm": self._arms[rows].tolist()}
+        prompts = self._prompts[rows].tolist()
+        info = {"prompt": prompts, "prompt_index": prompts, "arm": self._arms[rows].tolist()}
         return EpisodeScores(exact + noise, {"table": exact}, info=info)
 
     def _render_row(self, row: int) -> str:

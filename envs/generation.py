@@ -93,6 +93,7 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.SAME_STEP}
     option_names: tuple[str, ...] = ()
+    num_prompts = 0  # that an episode may start from, where they are drawn from a table
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
         self.render_mode, self.device = render_mode, device
         self.generators: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
         self.episodes = 0  # finished so far; reward schedules read it
+        self.prompt_weights: NDArray[np.float64] | None = None  # how often each prompt is drawn; None: uniformly
         self.steps = np.zeros(num_envs, np.int64)  # decisions taken in each running episode
         self._over = np.ones(num_envs, np.bool_)  # nothing is running before the first reset
 
@@ -258,6 +260,14 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
         self.episodes = int(state["episodes"])
         self.steps = np.array(state["steps"], np.int64)
         self._over = np.array(state["over"], np.bool_)
+
+    def _draw_prompt(self, row: int) -> int:
+        """One of ``num_prompts`` by its index, from the row's generator; ``prompt_weights`` says how often each."""
+        if self.prompt_weights is None:
+            return int(self.generators[row].integers(self.num_prompts))
+        bounds = np.cumsum(self.prompt_weights)
+        drawn = np.searchsorted(bounds, self.generators[row].random() * bounds[-1], side="right")
+        return min(int(drawn), self.num_prompts - 1)
 
     def _begin(self, rows: Rows, options: Mapping[str, Any]) -> None:
         self._start(rows, options)

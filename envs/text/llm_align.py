@@ -37,15 +37,16 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
     padded on the right with the tokenizer's padding token: the state is ``input_ids[: attention_mask.sum()]``.
 
     The info of a finished episode holds ``prompt`` and ``completion`` (the prompt's text or messages, and the decoded
-    text), ``episode_tokens``, ``columns`` (the prompt's other columns), ``reward/<term>`` for each named term of the
-    reward, and ``invalid``, why the reward failed, where it did; the reward is then NaN, never 0.
+    text), ``prompt_index`` (its row in the table; -1: it was given to ``reset``), ``episode_tokens``, ``columns`` (the
+    prompt's other columns), ``reward/<term>`` for each named term of the reward, and ``invalid``, why the reward
+    failed, where it did; the reward is then NaN, never 0.
 
     Any text is a prompt. Lone surrogates, which UTF-8 cannot hold, become U+FFFD before tokenising; an empty prompt
     is the tokenizer's beginning-of-sequence token.
 
     Options of ``reset``: ``prompt`` (one prompt for all rows, or a list of ``num_envs``), or ``prompt_index`` (one
-    position in the table, or ``num_envs``). Without them each row's generator draws a row of the table uniformly.
-    ``get_state`` holds the reward's state too.
+    position in the table, or ``num_envs``). Without them each row's generator draws a row of the table: uniformly, or by
+    ``prompt_weights`` where a curriculum set them. ``get_state`` holds the reward's state too.
 
     Args:
         num_envs: episodes side by side.
@@ -127,7 +128,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
                     f"every prompt of {table.source} is longer than max_prompt_tokens={self.max_prompt_tokens}"
                 )
             table, encoded = table.select(fits), [encoded[i] for i in fits]
-        self.table = table
+        self.table, self.num_prompts = table, len(table)
         self._encoded = [self._fitted(ids, f"row {i} of {table.source}") for i, ids in enumerate(encoded)]
         self._info_columns = {name: uniform(values) for name, values in table.columns.items()}
 
@@ -191,7 +192,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
             index = row_indices(options["prompt_index"], self.num_envs, len(self.table))
         else:
             index = np.full(self.num_envs, -1)
-            index[rows] = [self.generators[row].integers(len(self.table)) for row in rows]
+            index[rows] = [self._draw_prompt(row) for row in rows]
         for row in rows:
             self._place(row, self.table.prompts[index[row]], self._encoded[index[row]], index[row])
 
@@ -243,6 +244,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
         ]
         info: dict[str, list[Any]] = {
             "prompt": prompts,
+            "prompt_index": index.tolist(),
             "completion": texts,
             "episode_tokens": [len(i) for i in ids],
             "columns": [{name: v[i] for name, v in self._info_columns.items()} if i >= 0 else {} for i in index],
