@@ -145,7 +145,8 @@ def decode(
     batch, width = prompts.shape
     device = prompts.device
     uniform = None if deterministic else noise.uniform(max_steps).to(device)
-    plain = not isinstance(cache := make_cache(model, width + max_steps), DynamicCache)
+    cache = make_cache(model, width + max_steps)
+    plain = not isinstance(cache, DynamicCache) and model.config._attn_implementation == "sdpa"
     keyed, inverse = torch.unique(torch.cat([prompt_mask.long(), prompts], 1), dim=0, return_inverse=True)
     mask = torch.cat([prompt_mask, prompt_mask.new_ones(batch, max_steps)], 1)
     positions = prompt_mask.sum(1)
@@ -184,7 +185,7 @@ def decode(
             rows, token, mask, positions = rows[keep], token[keep], mask[keep], positions[keep]
             cache.batch_select_indices(keep)
         seen: Tensor | None = mask[:, : width + t + 1]
-        if plain:  # a 4-d mask is taken as it is: the general mask construction costs as much as a small layer
+        if plain:  # sdpa takes a 4-d bool mask as it is; constructing masks in general costs as much as a small layer
             seen = seen[:, None, None] if padded and seen is not None else None
         logits = model(
             input_ids=token[:, None],
