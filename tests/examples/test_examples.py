@@ -1,0 +1,47 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+TINY = ["--episodes", "64"]
+# Arguments that keep a run to seconds, and what it must print.
+RUNS = {
+    "composed_wrappers": (TINY, ["after"]),
+    "custom_environment": (["--episodes", "2048"], ["exactly right"]),
+    "custom_reward": (TINY, ["before", "after", "dialogue", "->"]),
+    "plotting": ([*TINY, "--prompts", "4", "--draws", "2"], ["learning.png", "frontier.png"]),
+    "quickstart": (
+        [*TINY, "--eval-episodes", "6", "--max-new-tokens", "12"],
+        ["before", "after", "gain", "±", "KL", "Sample 3", "learning.png"],
+    ),
+    "resume": (["--episodes", "32"], ["bit for bit equal: True"]),
+    "reward_in_trl": ([], ["ours from theirs"]),
+    "sb3_ppo": (["--steps", "64"], ["mean reward"]),
+}
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(RUNS)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_stay_short(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_example(name, tmp_path):
+    arguments, expected = RUNS[name]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
+    # In a folder of its own: examples write their runs where they are started.
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for text in expected:
+        assert text in done.stdout
+    for path in tmp_path.rglob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
