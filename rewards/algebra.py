@@ -249,7 +249,9 @@ class LogSigmoid(Reward):
             reference = np.array(columns[reference], dtype=np.float64)
         margin = scores.values - reference
         # log sigmoid(x) = -log(1 + exp(-x)), which logaddexp computes without overflow.
-        return combine([(self.reward, scores)], -np.logaddexp(0.0, -margin), applies=~np.isnan(margin))
+        with np.errstate(invalid="ignore"):  # NaN where it does not apply
+            values = -np.logaddexp(0.0, -margin)
+        return combine([(self.reward, scores)], values, applies=~np.isnan(margin))
 
 
 @dataclass

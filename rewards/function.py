@@ -124,7 +124,7 @@ class FunctionReward(Reward):
         """Leaves out the columns that a function without ``**kwargs`` does not name."""
         try:
             parameters = inspect.signature(self.function).parameters
-        except ValueError:  # some built-in functions have no signature
+        except (TypeError, ValueError):  # some built-in functions have no signature
             return arguments
         if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             return arguments

@@ -67,7 +67,8 @@ class Isolated(Reward):
             self._child = None
 
     def _started(self) -> _Child:
-        if self._child is None:
+        # A forked process has the parent's child but neither the thread that reads from it nor a right to it.
+        if self._child is None or self._child.owner != os.getpid():
             # Room for the watchdog: a child whose parent died is ended by the kernel soon after its time is up.
             header = {
                 "reward": self.reward.to_dict(),
@@ -119,9 +120,11 @@ class _Child:
             encoding="utf-8",
             start_new_session=_POSIX,
         )
+        self.owner = os.getpid()
+        self.lock = threading.Lock()
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self.process, self.lines), daemon=True, name="isolated reward").start()
-        self.close = weakref.finalize(self, _kill, self.process)
+        self.close = weakref.finalize(self, _kill, self.process, self.owner)
         try:
             reply = self.ask(json.dumps(header), startup_timeout)
         except (TimeoutError, ChildProcessError) as error:
@@ -140,9 +143,10 @@ class _Child:
         """
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-            answer = self.lines.get(timeout=seconds)
+            with self.lock:  # two threads must not take each other's replies
+                self.process.stdin.write(line + "\n")
+                self.process.stdin.flush()
+                answer = self.lines.get(timeout=seconds)
         except queue.Empty:
             raise TimeoutError(f"took longer than {seconds:g} s") from None
         except OSError:
@@ -160,8 +164,10 @@ def _read(process: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None
     lines.put("")
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kills the process and whatever it started."""
+def _kill(process: subprocess.Popen[str], owner: int) -> None:
+    """Kills the process and whatever it started, unless it belongs to the process that this one was forked from."""
+    if os.getpid() != owner:
+        return
     if process.poll() is None:
         if _POSIX:
             os.killpg(process.pid, signal.SIGKILL)
@@ -197,8 +203,8 @@ def serve() -> None:
             signal.setitimer(signal.ITIMER_REAL, header["alarm"])
         try:
             reply(_scored(reward, json.loads(line)))
-        except Exception as error:  # a programming error, raised again in the parent
-            reply({"error": reason_of(error)})
+        except (TypeError, ValueError) as error:  # a programming error, raised again in the parent
+            reply({"error": str(error)})
         if _POSIX:
             signal.setitimer(signal.ITIMER_REAL, 0)
 

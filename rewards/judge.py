@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +73,6 @@ class JudgeReward(Reward):
     api_key_variable: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = field(default="judge", kw_only=True)
-
-    transient: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):

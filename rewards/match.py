@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from .reward import RewardScores, SampleReward, Text
@@ -140,7 +141,7 @@ class MathAnswer(SampleReward):
     def load(self) -> None:
         """Imports math-verify and compiles its grammar, in this process."""
         if self.timeout is None:
-            self.sample("$\\frac{1}{2}$", {self.column: "$0.5$"})
+            _math_verify()
 
     def _score(self, completions: list[Text], prompts: list[Text] | None, columns: dict[str, Any]) -> RewardScores:
         if self.timeout is None or self.column not in columns:
@@ -154,12 +155,7 @@ class MathAnswer(SampleReward):
 
     def sample(self, text: str, row: Mapping[str, Any]) -> float | None:
         """Scores one text, in this process and without a limit."""
-        try:
-            import math_verify
-        except ImportError as error:
-            raise ImportError("MathAnswer needs math-verify: pip install math-verify") from error
-        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that it has no time limit
-        expected = row[self.column]
+        expected, math_verify = row[self.column], _math_verify()
         if expected is None:
             return None
         right = math_verify.parse(str(expected), parsing_timeout=None)
@@ -168,6 +164,17 @@ class MathAnswer(SampleReward):
         # The answer stands at the end; far more text than this is no proof but a runaway.
         given = math_verify.parse(text[-20_000:], parsing_timeout=None)
         return float(bool(given) and math_verify.verify(right, given, timeout_seconds=None, raise_on_error=True))
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> Any:
+    try:
+        import math_verify
+    except ImportError as error:
+        raise ImportError("MathAnswer needs math-verify: pip install math-verify") from error
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it was given no time limit
+    math_verify.verify(*[math_verify.parse("$\\frac{1}{2}$", parsing_timeout=None)] * 2, timeout_seconds=None)
+    return math_verify
 
 
 def _compile(argument: str, pattern: str) -> re.Pattern[str]:

@@ -91,6 +91,10 @@ class Bleu(SampleReward):
         """Returns the column of references."""
         return (self.column,)
 
+    def load(self) -> None:
+        """Imports sacrebleu."""
+        _tokenize()
+
     def sample(self, text: str, row: Mapping[str, Any]) -> float | None:
         """Scores one text."""
         if row[self.column] is None:
@@ -104,10 +108,7 @@ class Bleu(SampleReward):
 
 @lru_cache(maxsize=4)
 def _sacrebleu(smoothing: str) -> Any:
-    try:
-        return import_module("sacrebleu.metrics").BLEU(smooth_method=smoothing, effective_order=True)
-    except ImportError as error:
-        raise ImportError("Bleu needs sacrebleu: pip install sacrebleu") from error
+    return import_module("sacrebleu.metrics").BLEU(smooth_method=smoothing, effective_order=True)
 
 
 @dataclass
@@ -140,6 +141,10 @@ class Rouge(SampleReward):
     def required_columns(self) -> tuple[str, ...]:
         """Returns the column of references."""
         return (self.column,)
+
+    def load(self) -> None:
+        """Imports rouge-score."""
+        _rouge(self.variant, self.stem)
 
     def sample(self, text: str, row: Mapping[str, Any]) -> float | None:
         """Scores one text."""

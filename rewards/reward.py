@@ -334,6 +334,7 @@ class SampleReward(Reward):
             if column not in columns:
                 given = ", ".join(sorted(columns)) or "none"
                 raise ValueError(f"{type(self).__name__} reads column {column!r}; columns given: {given}")
+        self.load()  # a missing library is an error of the set-up, not of the samples
         texts = [text_of(completion)[: self.max_characters] for completion in completions]
         values = np.full(len(texts), np.nan)
         reasons: list[str | None] = [None] * len(texts)
