@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Collection, Iterator
@@ -75,7 +76,9 @@ class LMPolicy(Policy):
 
             targets = list(lora.target_modules) if lora.target_modules else None
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
-            adapters = get_peft_model(model, config)
+            with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; B is 0 whatever A is
+                torch.manual_seed(0)
+                adapters = get_peft_model(model, config)
             object.__setattr__(self, "_adapters", adapters)  # not a submodule: the adapters already live in `model`
         self.model = model
         self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1) if value_head else None
@@ -105,7 +108,7 @@ class LMPolicy(Policy):
         """
         model = AutoModelForCausalLM.from_pretrained(model_path(str(name)), dtype=dtype)
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return cls(model, name=str(name), **kwargs).to(device)
 
     def train(self, mode: bool = True) -> LMPolicy:
@@ -266,23 +269,36 @@ class LMPolicy(Policy):
         return {
             "name": self.name, "config": json.loads(self.model.config.to_json_string(use_diff=False)), "sampling": self.sampling,
             "value_head": self.value_head is not None, "lora": asdict(self.lora) if self.lora else None,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": str(self.model.dtype).removeprefix("torch."), "attention": self.model.config._attn_implementation,
         }  # fmt: skip
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> LMPolicy:
-        """Rebuild a policy from :meth:`spec`; weights are those of the named model where LoRA leaves them frozen."""
+        """Rebuild a policy from :meth:`spec`; weights are those of the named model where LoRA leaves them frozen.
+
+        Raises:
+            ValueError: if they are frozen and the model has no name.
+        """
         from transformers import AutoConfig
 
         sampling = Sampling(**{**spec["sampling"], "suppress": tuple(spec["sampling"]["suppress"])})
         dtype = getattr(torch, spec["dtype"])
-        kwargs: dict[str, Any] = {"sampling": sampling, "value_head": spec["value_head"], "name": spec["name"]}
+        kwargs: dict[str, Any] = {"sampling": sampling, "value_head": spec["value_head"]}
         if spec["lora"] is not None:
+            if spec["name"] is None:
+                raise ValueError(
+                    "the model under these adapters has no name to load it by: rebuild the policy and pass it as "
+                    "load(folder, policy=...)"
+                )
             targets = spec["lora"]["target_modules"]
             kwargs["lora"] = LoRA(**{**spec["lora"], "target_modules": tuple(targets) if targets else None})
-            return cls.from_pretrained(spec["name"], dtype=dtype, **kwargs)
-        config = AutoConfig.for_model(**spec["config"])
-        return cls(AutoModelForCausalLM.from_config(config, dtype=dtype), **kwargs)
+            policy = cls.from_pretrained(spec["name"], dtype=dtype, **kwargs)
+        else:
+            config = AutoConfig.for_model(**spec["config"])
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            policy = cls(model, name=spec["name"], **kwargs)
+        policy.model.set_attn_implementation(spec["attention"])  # others round otherwise
+        return policy
 
     def with_sampling(self, **changes: Any) -> LMPolicy:
         """Change sampling settings in place and return the policy: ``policy.with_sampling(temperature=0.7)``."""
@@ -291,15 +307,10 @@ class LMPolicy(Policy):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder (adapters merged), loadable anywhere, also as ``model=folder`` here."""
-        if self._adapters is None:
-            self.model.save_pretrained(folder)
-            return
-        self._adapters.merge_adapter()
-        try:
-            state = {k.replace(".base_layer.", "."): v for k, v in self.model.state_dict().items() if ".lora_" not in k}
-            self.model.save_pretrained(folder, state_dict=state)
-        finally:
-            self._adapters.unmerge_adapter()
+        model = self.model
+        if self._adapters is not None:  # merged in a copy: taking the adapters out again would leave rounding behind
+            model = copy.deepcopy(self._adapters).merge_and_unload()
+        model.save_pretrained(folder)
 
 
 def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def observe() -> Any:
 def play() -> Any:
     """``play(policy, observation, seeds, ...)``: whole episodes of a policy, ended by ``<eos>`` or ``max_steps``."""
 
-    def generate(policy: Any, observation: Any, seeds: list[int], max_steps: int = 8, stop: Any = (EOS,), **kwargs: Any):
+    def generate(policy: Any, observation: Any, seeds: list[int], max_steps: int = 8, stop: Any = (EOS,), **kwargs):
         noise = RowNoise(seeds)
         return policy.generate(observation, noise, max_steps=max_steps, terminal_actions=stop, **kwargs)
 

@@ -119,7 +119,7 @@ def test_scoring_again_gives_the_recorded_log_probs(tiny_policy, observe, play, 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_embedded_model_is_exact_too(play, temperature):
     sampling, env = Sampling(temperature=temperature), gym.make_vec("LLMAlign-v0", num_envs=6)
-    policy, (observation, _) = LMPolicy.from_pretrained("stories", sampling=sampling), env.reset(seed=[1, 1, 2, 3, 4, 4])
+    policy, observation = LMPolicy.from_pretrained("stories", sampling=sampling), env.reset(seed=[1, 1, 2, 3, 4, 4])[0]
     rows = [i[m > 0].tolist() for i, m in zip(observation["input_ids"], observation["attention_mask"], strict=True)]
     out = play(policy, observation, SEEDS[:6], max_steps=40, stop=env.unwrapped.terminal_actions)
     assert_recorded_is_huggingface(policy.model, sampling, out, rows)
@@ -246,9 +246,10 @@ def test_deterministic_is_greedy_generate(tiny_policy, observe, play, options):
     policy = tiny_policy(sampling=Sampling(**options))
     out = play(policy, observe(ROWS), SEEDS, max_steps=12, deterministic=True)
     for i, row in enumerate(ROWS):
+        suppress = list(options.get("suppress", ())) or None
         greedy = policy.model.generate(
             torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), do_sample=False,
-            max_new_tokens=12, eos_token_id=EOS, pad_token_id=0, suppress_tokens=list(options.get("suppress", ())) or None,
+            max_new_tokens=12, eos_token_id=EOS, pad_token_id=0, suppress_tokens=suppress,
         )[0, len(row) :].tolist()  # fmt: skip
         assert out.actions[i, : out.lengths[i]].tolist() == greedy
 
