@@ -58,7 +58,7 @@ clean:
 	    fi; \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3 python3-venv; \
 	fi
-	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"PYTHON={sys.executable} is {v[0]}.{v[1]}: 3.11 or later is needed")'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or later is needed: {sys.version}")'
 	$(PYTHON) -m venv .venv
 	touch $@
 

