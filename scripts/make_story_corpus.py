@@ -16,6 +16,7 @@ import hashlib
 import json
 import struct
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ WEIGHTS_SHA256 = "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f4
 BOS = 1  # the teacher was trained with BOS between stories, so it ends a story by emitting it
 
 
-def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], list[bytes]]:
-    """Return ``(tensors, (dim, hidden, layers, heads, kv_heads, vocab, context), vocabulary)`` of ``llama2.data``."""
+def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], list[bytes], list[float]]:
+    """``(tensors, (dim, hidden, layers, heads, kv_heads, vocab, context), vocabulary, merge scores)`` of the file."""
     raw = path.read_bytes()
     digest = hashlib.sha256(raw[:WEIGHTS_BYTES]).hexdigest()
     if digest != WEIGHTS_SHA256:
@@ -47,21 +48,22 @@ def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], 
         size = int(np.prod(shape))
         tensors[name] = flat[at : at + size].view(shape)
         at += size
-    vocabulary, at = [], WEIGHTS_BYTES + 4
+    vocabulary, scores, at = [], [], WEIGHTS_BYTES + 4
     while len(vocabulary) < vocab:
-        (length,) = struct.unpack("<i", raw[at + 4 : at + 8])
+        score, length = struct.unpack("<fi", raw[at : at + 8])
         vocabulary.append(raw[at + 8 : at + 8 + length])
+        scores.append(score)
         at += 8 + length
-    return tensors, header, vocabulary
+    return tensors, header, vocabulary, scores
 
 
 class Teacher:
     """stories15M with a batched key-value cache (interleaved rotary embedding, RMSNorm 1e-5, tied head)."""
 
     def __init__(self, path: Path) -> None:
-        self.w, (self.dim, _, self.layers, self.heads, _, self.vocab, self.context), self.vocabulary = read_teacher(
-            path
-        )
+        self.w, header, self.vocabulary, self.scores = read_teacher(path)
+        self.dim, _, self.layers, self.heads, _, self.vocab, self.context = header
+        self.index = {piece: i for i, piece in enumerate(self.vocabulary)}
         self.head_dim = self.dim // self.heads
         inverse = 1.0 / 10_000 ** (torch.arange(0, self.head_dim, 2) / self.head_dim)
         angle = torch.outer(torch.arange(self.context), inverse)
@@ -96,6 +98,27 @@ class Teacher:
 
     def decode(self, tokens: list[int]) -> str:
         return b"".join(self.vocabulary[t] for t in tokens).decode("utf-8", errors="replace").strip()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text`` without BOS: characters, then the best-scored pair merged until none is left."""
+        pieces = [c.encode() for c in " " + text]
+        tokens = [t for p in pieces for t in ([self.index[p]] if p in self.index else [b + 3 for b in p])]
+        while True:
+            merged = [self.index.get(self.vocabulary[a] + self.vocabulary[b], -1) for a, b in pairwise(tokens)]
+            best = max(
+                range(len(merged)), key=lambda i: self.scores[merged[i]] if merged[i] >= 0 else -1e10, default=-1
+            )
+            if best < 0 or merged[best] < 0:
+                return tokens
+            tokens[best : best + 2] = [merged[best]]
+
+    @torch.inference_mode()
+    def nats(self, text: str) -> float:
+        """Negative log-likelihood of ``text`` and the end of the story, in nats, cut to the context."""
+        tokens = torch.tensor([[BOS, *self.encode(text), BOS]])[:, : self.context + 1]
+        cache = torch.empty(self.layers, 2, 1, self.heads, self.context, self.head_dim)
+        logits = F.linear(self.forward(tokens[:, :-1], cache, 0)[0], self.w["embed"])
+        return float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
 
     @torch.inference_mode()
     def sample(

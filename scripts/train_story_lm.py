@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--init", type=Path, help="go on from this model with a fresh optimiser and schedule")
     parser.add_argument(
         "--keep-tokenizer", action="store_true", help="reuse the tokenizer and prompts already in --out"
     )
@@ -170,7 +171,8 @@ def main() -> None:
         max_position_embeddings=512, tie_word_embeddings=True, rms_norm_eps=1e-5, **ids,
     )  # fmt: skip
     torch.manual_seed(args.seed)  # Llama's initialisation takes no generator
-    model = LlamaForCausalLM(config).to(args.device).train()
+    model = LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32) if args.init else LlamaForCausalLM(config)
+    model = model.to(args.device).train()
     model.generation_config = GenerationConfig(do_sample=True, max_new_tokens=256, **ids)
     print(f"{len(training)} stories, {len(stream)} tokens, {model.num_parameters()} parameters", flush=True)
     train(model, stream, args, torch.Generator().manual_seed(args.seed))
