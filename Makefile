@@ -32,14 +32,15 @@ typecheck: .venv/.dev
 	mkdir -p .typing && ln -sfn .. .typing/aligngym
 	MYPYPATH=.typing $(BIN)/mypy -p aligngym
 
-# What a user's type checker sees: the wheel, installed in an environment of its own, marked by py.typed.
+# What a user's type checker sees: the wheel, marked by py.typed, in an environment of its own and away from this tree.
 wheel: .venv/.dev
-	rm -rf build && mkdir -p build
+	rm -rf build
 	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
-	$(BIN)/python -m venv --without-pip build/user
-	$(BIN)/python -m pip --disable-pip-version-check --python build/user/bin/python install -q --no-deps build/wheel/*.whl
-	printf 'import aligngym\nwrong: int = aligngym.__version__  # type: ignore[assignment]\n' > build/user.py
-	cd build && ../$(BIN)/mypy --strict --python-executable user/bin/python user.py
+	user=$$(mktemp -d); trap 'rm -rf "$$user"' EXIT; \
+	$(BIN)/python -m venv --without-pip "$$user/env"; \
+	$(BIN)/python -m pip -q --disable-pip-version-check --python "$$user/env/bin/python" install --no-deps build/wheel/*.whl; \
+	printf 'import aligngym\nwrong: int = aligngym.__version__  # type: ignore[assignment]\n' > "$$user/script.py"; \
+	mypy=$$PWD/$(BIN)/mypy; cd "$$user"; "$$mypy" --strict --python-executable env/bin/python script.py
 
 bench: .venv/.dev
 	for script in benchmarks/[!_]*.py; do $(BIN)/python "$$script"; done
