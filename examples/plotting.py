@@ -31,7 +31,7 @@ def main() -> None:
     runs = {}
     for kl_coef in (0.0, 0.1):
         folder = runs[f"kl_coef={kl_coef}"] = args.out / f"kl-{kl_coef}"
-        config = aligngym.GRPOConfig(learning_rate=5e-4, kl_coef=kl_coef)
+        config = aligngym.GRPOConfig(learning_rate=1e-4, warmup_iterations=5, kl_coef=kl_coef)
         agent = aligngym.GRPO("LLMAlign-v0", "stories", config, folder=folder)
         agent.learn(args.episodes, EvaluationCallback(held_out, args.prompts, every=max(1, args.episodes // 8)))
     print("learning curves:", plot_learning(runs, args.out / "learning.png"))

@@ -29,7 +29,7 @@ def main() -> None:
         out=args.out,
     )
     # Each iteration plays 64 episodes: 8 prompts, 8 stories each, every story judged against the other 7.
-    config = GRPOConfig(episodes_per_iteration=64, group_size=8, learning_rate=5e-4, kl_coef=0.02)
+    config = GRPOConfig(episodes_per_iteration=64, group_size=8, learning_rate=1e-4, warmup_iterations=5)
     print(train(experiment, config))
 
 
