@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -36,6 +36,23 @@ SCHEMA = 1
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
     """Base of all configurations: frozen, keyword-only, JSON-able; also the command line and the checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Check the fields that have a fixed set of values; a subclass checks the ranges of its numbers.
+
+        Raises:
+            ValueError: naming the field, its value and what is allowed.
+        """
+        hints = get_type_hints(type(self))
+        for name, value in vars(self).items():
+            if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+                raise ValueError(f"{name}={value!r}: must be one of {', '.join(get_args(hints[name]))}")
+
+    def require(self, names: Sequence[str], allowed: Callable[[Any], bool], words: str) -> None:
+        """Raise a ValueError for the first of the fields ``names`` whose value is not ``allowed``."""
+        for name in names:
+            if not allowed(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: must be {words}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, tuples as lists."""
@@ -94,7 +111,8 @@ class Agent(ABC):
             policy = build_policy(self.env, policy, value=self.needs_values, generator=generator)
         self.policy = policy.to(device)
         self.iteration = self.episodes = 0
-        self.horizon: int = getattr(self.env.unwrapped, "max_steps", 0)
+        limit = getattr(self.env.spec, "max_episode_steps", None)
+        self.horizon: int = getattr(self.env.unwrapped, "max_steps", limit or 0)  # 0: unknown
         self.callback: Callback = CallbackList([])
         self._logger: Logger | None = None
         self._setup()

@@ -64,25 +64,23 @@ class EvaluationResult:
 
 
 def rollout_metrics(episodes: Trajectories) -> dict[str, float]:
-    """What a batch of episodes looked like, before any update."""
+    """What a batch of episodes looked like, before any update; of the invalid ones only their share."""
     valid = episodes.select(episodes.valid)
-    metrics = {
-        "rollout/invalid_fraction": 1 - len(valid) / len(episodes),
-        "rollout/length_mean": episodes.lengths.float().mean().item(),
-        "rollout/terminated_fraction": episodes.terminated.float().mean().item(),
-        "rollout/entropy": -(episodes.log_probs * episodes.mask).sum().item() / max(1, int(episodes.mask.sum())),
+    metrics = {"rollout/invalid_fraction": 1 - len(valid) / len(episodes)}
+    if not len(valid):
+        return metrics
+    returns = valid.returns
+    metrics |= {
+        "rollout/length_mean": valid.lengths.float().mean().item(),
+        "rollout/terminated_fraction": valid.terminated.float().mean().item(),
+        "rollout/entropy": -(valid.log_probs * valid.mask).sum().item() / max(1, int(valid.mask.sum())),
+        "rollout/reward_mean": returns.mean().item(),
+        "rollout/reward_std": returns.std().item() if len(valid) > 1 else 0.0,
     }
-    if len(valid):
-        returns = valid.returns
-        groups = [returns[valid.group == g] for g in valid.group.unique()]
-        equal = [float(bool((g == g[0]).all())) for g in groups if len(g) > 1]
-        metrics |= {
-            "rollout/reward_mean": returns.mean().item(),
-            "rollout/reward_std": returns.std().item() if len(valid) > 1 else 0.0,
-        }
-        if equal:
-            metrics["rollout/equal_groups_fraction"] = float(np.mean(equal))
-    terms = {k: v[torch.isfinite(v)] for k, v in episodes.terms.items()}
+    groups = [returns[valid.group == g] for g in valid.group.unique()]
+    if equal := [float(bool((g == g[0]).all())) for g in groups if len(g) > 1]:
+        metrics["rollout/equal_groups_fraction"] = float(np.mean(equal))
+    terms = {k: v[torch.isfinite(v)] for k, v in valid.terms.items()}
     return metrics | {f"rollout/term/{k}": v.mean().item() for k, v in terms.items() if len(v)}
 
 
@@ -99,7 +97,8 @@ def summarize(episodes: Trajectories, divergences: Tensor | None) -> EvaluationR
 
 def join(parts: list[EvaluationResult], count: int) -> EvaluationResult:
     """The first ``count`` episodes of several batches; the terms' means are taken over them."""
-    info = {k: [x for p in parts for x in p.info[k]][:count] for k in parts[0].info}
+    keys = {k: None for p in parts for k in p.info}  # episodes played step by step have what their ends reported
+    info = {k: [x for p in parts for x in p.info.get(k, [None] * len(p.returns))][:count] for k in keys}
     terms = {k.removeprefix("term/"): np.asarray(info.pop(k), float) for k in list(info) if k.startswith("term/")}
     arrays = {
         n: np.concatenate([getattr(p, n) for p in parts])[:count]

@@ -53,6 +53,7 @@ class GRPOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require(("epsilon",), lambda v: v >= 0, "at least 0")
         if self.group_size < 2 and self.advantage != "none":
             raise ValueError(
                 f"group_size={self.group_size}: advantage={self.advantage!r} compares a group, give 2 or more"

@@ -84,17 +84,18 @@ class OnPolicyConfig(AgentConfig):
     old_log_probs: Literal["recorded", "recomputed"] = "recorded"
 
     def __post_init__(self) -> None:
-        if self.group_size < 1 or self.episodes_per_iteration % self.group_size:
+        super().__post_init__()
+        positive = ("episodes_per_iteration", "group_size", "epochs", "learning_rate", "reference_every")
+        self.require(positive, lambda v: v > 0, "above 0")
+        sizes = ("minibatch_size", "micro_batch_size", "warmup_iterations", "weight_decay", "max_grad_norm")
+        self.require((*sizes, "clip_low", "clip_high", "kl_coef"), lambda v: v >= 0, "at least 0")
+        self.require(("reference_mix",), lambda v: 0 <= v <= 1, "in [0, 1]")
+        self.require(("dual_clip",), lambda v: v == 0 or v > 1, "0 (off) or above 1")
+        if self.episodes_per_iteration % self.group_size:
             raise ValueError(
-                f"episodes_per_iteration={self.episodes_per_iteration} must be a positive multiple of "
+                f"episodes_per_iteration={self.episodes_per_iteration} must be a multiple of "
                 f"group_size={self.group_size}"
             )
-        for name in ("epochs", "learning_rate", "reference_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
-        for name in ("kl_coef", "clip_low", "clip_high", "max_grad_norm", "minibatch_size", "micro_batch_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator='k1' with kl_in='loss' has zero expected gradient: "
@@ -247,7 +248,6 @@ class OnPolicyAgent(Agent):
             for rows in self._minibatches(len(batch.episodes)):
                 for name, value in self._step(batch, rows).items():
                     totals.setdefault(name, []).append(value)
-        self.policy.version += c.epochs
         return {name: float(np.mean(values)) for name, values in totals.items()} | {
             "train/learning_rate": c.learning_rate * warm
         }
@@ -262,7 +262,7 @@ class OnPolicyAgent(Agent):
         """One optimiser step on the minibatch ``rows``; micro-batches of similar length save padding."""
         c = self.config
         mask = batch.episodes.mask[rows.to(batch.episodes.mask.device)]
-        weights = aggregation_weights(mask, c.aggregation, self.horizon or mask.shape[1])
+        weights = aggregation_weights(mask, c.aggregation, self.horizon or int(batch.episodes.lengths.max()))
         share = mask / mask.sum()
         order = mask.sum(1).argsort(stable=True) if c.micro_batch_size else torch.arange(len(rows))
         metrics: Metrics = {}
@@ -282,6 +282,7 @@ class OnPolicyAgent(Agent):
                 "Lower learning_rate, or look for extreme rewards in the last rollout"
             )
         self.optimizer.step()
+        self.policy.version += 1
         return metrics | {"train/grad_norm": norm.item()}
 
     @torch.no_grad()

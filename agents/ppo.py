@@ -55,6 +55,11 @@ class PPOConfig(OnPolicyConfig):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(("gamma", "gae_lambda"), lambda v: 0 <= v <= 1, "in [0, 1]")
+        self.require(("value_coef", "value_clip"), lambda v: v >= 0, "at least 0")
+
 
 class PPO(OnPolicyAgent):
     """Proximal Policy Optimization on any environment."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...assets import model_path
 from ...trajectories import Trajectories
@@ -240,8 +241,22 @@ class LMPolicy(Policy):
         """Last hidden states ``[B, L, D]``; positions count real tokens only, so padding changes nothing."""
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         decoder = self.model.base_model
-        hidden: Tensor = decoder(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions, "use_cache": False}
+        with self._recomputed_layers():
+            hidden: Tensor = decoder(**inputs)[0]
         return hidden
+
+    @contextmanager
+    def _recomputed_layers(self) -> Iterator[None]:
+        """Gradient checkpointing wants layers in training mode; what is inside them, dropout too, stays in eval mode."""
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing and torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, with the scalings some architectures apply after the output layer."""
@@ -267,9 +282,10 @@ class LMPolicy(Policy):
     def spec(self) -> dict[str, Any]:
         """JSON-able description from which :meth:`from_spec` rebuilds the policy around saved tensors."""
         return {
-            "name": self.name, "config": json.loads(self.model.config.to_json_string(use_diff=False)), "sampling": self.sampling,
-            "value_head": self.value_head is not None, "lora": asdict(self.lora) if self.lora else None,
-            "dtype": str(self.model.dtype).removeprefix("torch."), "attention": self.model.config._attn_implementation,
+            "name": self.name, "config": json.loads(self.model.config.to_json_string(use_diff=False)),
+            "sampling": self.sampling, "value_head": self.value_head is not None,
+            "lora": asdict(self.lora) if self.lora else None, "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.config._attn_implementation,
         }  # fmt: skip
 
     @classmethod

@@ -294,6 +294,6 @@ def test_recorded_episodes_carry_what_scoring_needs(tiny_policy, observe, play):
 
 def test_gradient_checkpointing_runs_layers_again_instead_of_keeping_their_activations(tiny_folder, episodes):
     policy, calls = LMPolicy.from_pretrained(tiny_folder, gradient_checkpointing=True), []
-    policy.model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    policy.model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     objective(policy, episodes)
     assert len(calls) == 2
