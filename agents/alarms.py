@@ -95,14 +95,14 @@ class Alarms(Callback):
         if truncated >= self.nearly and final_reward_only(valid) and (new or equal == 1.0):
             was = f", up from {self.first['truncated']:.0%} at first" if new else " and all rewards are equal"
             found["truncated"] = (
-                f"{truncated:.0%} of the episodes are cut by their budget{was}: raise max_new_tokens, or make the reward "
-                "favour ending in time"
+                f"{truncated:.0%} of the episodes are cut by their budget{was}: raise max_new_tokens, or make "
+                "the reward favour ending in time"
             )
         kl = metrics.get("train/kl", 0.0)
         if kl > self.kl_limit:
             found["kl"] = (
-                f"the policy is {kl:.1f} nats an episode from its reference (limit {self.kl_limit:g}), where rewards are "
-                "often gamed: raise kl_coef, lower learning_rate, or go back to an earlier checkpoint"
+                f"the policy is {kl:.1f} nats an episode from its reference (limit {self.kl_limit:g}), where rewards "
+                "are often gamed: raise kl_coef, lower learning_rate, or go back to an earlier checkpoint"
             )
         entropy = sampled_entropy(episodes)
         discrete = (

@@ -20,6 +20,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from ..assets import model_path
 from .agent import Agent, AgentConfig
 from .alarms import Alarms
 from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, checkpoints
@@ -207,9 +208,15 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         split: ``"train"`` or ``"eval"``, for environments with held-out states.
 
     Raises:
-        ValueError: if the environment does not take an option that the experiment sets.
+        ValueError: if the id is unknown, or the environment does not take an option that the experiment sets.
+        FileNotFoundError: if the model was not fetched yet.
     """
-    spec = gym.spec(experiment.env)
+    try:
+        spec = gym.spec(experiment.env)
+    except gym.error.Error as error:
+        raise ValueError(f"{error} `aligngym list envs` shows this package's; others are Gymnasium's") from error
+    if experiment.model is not None:
+        model_path(experiment.model)  # says what to do where the model was not fetched yet
     accepted = environment_parameters(spec)
     options: dict[str, Any] = {
         "reward": parse_reward(experiment.reward),

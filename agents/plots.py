@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = dict[str, NDArray[np.float64]]
-Runs = Sequence[str | Path] | Mapping[str, str | Path]
+Runs = Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]]
 
 
 @dataclass(frozen=True)
@@ -114,32 +115,36 @@ def plot_learning(runs: Runs, path: str | Path, title: str = "Learning curve") -
     """Draw reward and, where there is a reference, divergence: training thin, evaluation thick with a band of one s.e.
 
     Args:
-        runs: run folders, or label to folder.
+        runs: run folders; or label to folder, or to the folders of several seeds. Folders whose names differ only in a
+            final ``-seed<n>`` share a label. Runs of one label share a colour.
         path: of the PNG.
         title: above the figure.
 
     Returns:
         ``path``.
     """
-    curves = {
-        label: (read_progress(folder), _optional(read_evaluations, folder)) for label, folder in _named(runs).items()
-    }
-    with_kl = any(_finite(p, "train/kl") or (e and _finite(e, "kl")) for p, e in curves.values())
+    groups = {label: [(read_progress(f), _evaluations(f)) for f in folders] for label, folders in _named(runs).items()}
+    every = [curves for group in groups.values() for curves in group]
+    with_kl = any(_finite(p, "train/kl") or _finite(e, "kl") for p, e in every)
     figure, axes = _figure(2 if with_kl else 1)
-    for color, (label, (progress, evaluation)) in zip(_colors(len(curves)), curves.items(), strict=True):
-        name = f"{label}: " if len(curves) > 1 else ""
-        if _finite(progress, "rollout/reward_mean"):
-            x, y = _points(progress, "time/episodes", "rollout/reward_mean")
-            axes[0].plot(x, y, color=color, alpha=0.45, linewidth=1, label=f"{name}training")
-        if evaluation and _finite(evaluation, "reward_mean"):
-            x, y = _points(evaluation, "episodes", "reward_mean")
-            error = np.nan_to_num(evaluation["reward_se"][np.isfinite(evaluation["reward_mean"])])
-            axes[0].fill_between(x, y - error, y + error, color=color, alpha=0.2, linewidth=0)
-            axes[0].plot(x, y, color=color, marker="o", markersize=4, linewidth=2, label=f"{name}evaluation ± 1 s.e.")
-        if _finite(progress, "train/kl"):
-            axes[1].plot(*_points(progress, "time/episodes", "train/kl"), color=color, alpha=0.45, linewidth=1)
-        if evaluation and _finite(evaluation, "kl"):
-            axes[1].plot(*_points(evaluation, "episodes", "kl"), color=color, marker="o", markersize=4, linewidth=2)
+    thin: dict[str, Any] = {"alpha": 0.45, "linewidth": 1}
+    thick: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 2}
+    for color, (label, group) in zip(_colors(len(groups)), groups.items(), strict=True):
+        for progress, evaluation in group:
+            axes[0].plot(*_points(progress, "time/episodes", "rollout/reward_mean"), color=color, **thin)
+            if _finite(evaluation, "reward_mean"):
+                x, y = _points(evaluation, "episodes", "reward_mean")
+                error = np.nan_to_num(_points(evaluation, "reward_se", "reward_mean")[0])
+                axes[0].fill_between(x, y - error, y + error, color=color, alpha=0.2, linewidth=0)
+                axes[0].plot(x, y, color=color, **thick)
+            if with_kl:
+                axes[1].plot(*_points(progress, "time/episodes", "train/kl"), color=color, **thin)
+                axes[1].plot(*_points(evaluation, "episodes", "kl"), color=color, **thick)
+        if len(groups) > 1:
+            axes[0].plot([], [], color=color, linewidth=2, label=label)
+    if any(_finite(e, "reward_mean") for _, e in every):
+        axes[0].plot([], [], color="gray", label="evaluation ± 1 s.e.", **thick)
+    axes[0].plot([], [], color="gray", label="training", **thin)
     axes[0].set(title=title, ylabel="mean reward of an episode")
     axes[0].legend(frameon=False, fontsize=9)
     if with_kl:
@@ -153,10 +158,11 @@ def plot_frontier(
 ) -> Path:
     """Draw the evaluations of several runs, and best-of-N of the base policy, on one reward-KL plane.
 
-    Higher and further left is better: more reward for the same distance from the base policy.
+    Higher and further left is better: more reward for the same distance from the base policy. The square root of KL
+    spreads the small distances of best-of-N, as in arXiv 2210.10760.
 
     Args:
-        runs: run folders, or label to folder; evaluations without a divergence are left out.
+        runs: as in :func:`plot_learning`; evaluations without a divergence are left out.
         path: of the PNG.
         best: see :func:`best_of_n`.
         title: above the figure.
@@ -168,47 +174,51 @@ def plot_frontier(
         ValueError: if no run has a divergence, and there is no best-of-N either.
     """
     figure, (axis,) = _figure(1)
-    drawn = 0
-    named = _named(runs)
-    for color, (label, folder) in zip(_colors(len(named)), named.items(), strict=True):
-        curve = read_evaluations(folder)
-        keep = np.isfinite(curve.get("kl", np.full(1, np.nan))) & np.isfinite(curve["reward_mean"])
-        if keep.any():
+    named, farthest = _named(runs), 0.0
+    drawn = bool(best)
+    style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.2, "elinewidth": 0.8, "alpha": 0.85}
+    for color, (label, folders) in zip(_colors(len(named)), named.items(), strict=True):
+        curves = [curve for curve in map(read_evaluations, folders) if _finite(curve, "kl")]
+        for i, curve in enumerate(curves):
+            keep = np.isfinite(curve["kl"]) & np.isfinite(curve["reward_mean"])
             x, y, error = (curve[name][keep] for name in ("kl", "reward_mean", "reward_se"))
-            style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.2, "elinewidth": 0.8, "alpha": 0.85}
-            axis.errorbar(x, y, np.nan_to_num(error), color=color, label=label, **style)
-            drawn += 1
+            axis.errorbar(x, y, np.nan_to_num(error), color=color, label=None if i else label, **style)
+            drawn, farthest = True, max(farthest, *x)
     if best:
         x, y = np.array([p.kl for p in best]), np.array([p.reward for p in best])
         error = np.nan_to_num([p.standard_error for p in best])
-        axis.errorbar(
-            x, y, error, color="black", marker="s", markersize=4, linestyle="--", linewidth=1, label="best of N"
-        )
+        style |= {"marker": "s", "linestyle": "--", "linewidth": 1}
+        axis.errorbar(x, y, error, color="black", label="best of N", **style)
         for p in best:
             axis.annotate(f"N={p.n}", (p.kl, p.reward), xytext=(5, -11), textcoords="offset points", fontsize=8)
-        drawn += 1
+        farthest = max(farthest, *x)
     if not drawn:
         raise ValueError(f"none of {list(named)} has a KL in its eval.csv: train with a reference policy")
-    axis.set(title=title, xlabel="KL from the base policy (nats an episode)", ylabel="mean evaluation reward ± 1 s.e.")
+    axis.set(title=title, xlabel="KL from the base policy (nats an episode, square-root scale)")
+    axis.set(ylabel="mean evaluation reward ± 1 s.e.")
+    axis.set_xscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x**2))
+    axis.set_xlim(-4e-4 * farthest, 1.05 * farthest or 1.0)
     axis.legend(frameon=False, fontsize=9)
     return _save(figure, path)
 
 
-def _named(runs: Runs) -> dict[str, Path]:
-    """Label to folder; labels are the shortest ends of the paths that tell them apart."""
+def _named(runs: Runs) -> dict[str, list[Path]]:
+    """Label to folders; labels are the shortest ends of the paths that tell them apart, without the seed."""
     if isinstance(runs, Mapping):
-        return {label: Path(folder) for label, folder in runs.items()}
+        groups = runs.items()
+        return {k: [Path(v)] if isinstance(v, str | Path) else [Path(f) for f in v] for k, v in groups}
     paths = [Path(folder) for folder in runs]
     parts = [p.resolve().parts for p in paths]
     depth = next((d for d in range(1, 99) if len({x[-d:] for x in parts}) == len(set(parts))), 99)
-    return {"/".join(x[-depth:]): p for x, p in zip(parts, paths, strict=True)}
+    named: dict[str, list[Path]] = {}
+    for part, path in zip(parts, paths, strict=True):
+        named.setdefault(re.sub(r"[-_/]?seed[-_]?\d+$", "", "/".join(part[-depth:])) or path.name, []).append(path)
+    return named
 
 
-def _optional(read: Any, folder: Path) -> Curve | None:
-    try:
-        return read(folder)  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        return None
+def _evaluations(folder: Path) -> Curve:
+    """Evaluations of a run; empty where it has none."""
+    return read_evaluations(folder) if (folder / "eval.csv").exists() else {}
 
 
 def _finite(curve: Curve, name: str) -> bool:
@@ -216,6 +226,8 @@ def _finite(curve: Curve, name: str) -> bool:
 
 
 def _points(curve: Curve, x: str, y: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if y not in curve:
+        return np.empty(0), np.empty(0)
     keep = np.isfinite(curve[y])
     return curve[x][keep], curve[y][keep]
 
