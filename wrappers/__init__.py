@@ -1,0 +1,30 @@
+"""Wrappers: rewards changed, prompts chosen, episodes recorded and watched.
+
+Named and placed as Gymnasium does: the wrappers of one environment are here, those of a batch under the same names in
+:mod:`aligngym.wrappers.vector`.
+"""
+
+from . import vector
+from .base import EpisodeRule, EpisodeWrapper, VectorEpisodeWrapper
+from .episodes import Episodes
+from .length_penalty import LengthPenalty
+from .normalize_reward import NormalizeReward
+from .prompt_curriculum import PromptCurriculum, PromptStatistics
+from .record_trajectories import RecordTrajectories
+from .reward_monitor import RewardMonitor
+from .transform_reward import TransformReward
+
+__all__ = [
+    "EpisodeRule",
+    "EpisodeWrapper",
+    "Episodes",
+    "LengthPenalty",
+    "NormalizeReward",
+    "PromptCurriculum",
+    "PromptStatistics",
+    "RecordTrajectories",
+    "RewardMonitor",
+    "TransformReward",
+    "VectorEpisodeWrapper",
+    "vector",
+]

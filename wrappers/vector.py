@@ -1,0 +1,17 @@
+"""The wrappers of a batch of environments, under the names of those of one: ``vector.TransformReward(envs, ...)``."""
+
+from .length_penalty import VectorLengthPenalty as LengthPenalty
+from .normalize_reward import VectorNormalizeReward as NormalizeReward
+from .prompt_curriculum import VectorPromptCurriculum as PromptCurriculum
+from .record_trajectories import VectorRecordTrajectories as RecordTrajectories
+from .reward_monitor import VectorRewardMonitor as RewardMonitor
+from .transform_reward import VectorTransformReward as TransformReward
+
+__all__ = [
+    "LengthPenalty",
+    "NormalizeReward",
+    "PromptCurriculum",
+    "RecordTrajectories",
+    "RewardMonitor",
+    "TransformReward",
+]
