@@ -108,6 +108,10 @@ class LMPolicy(Policy):
             kwargs: as the constructor's.
         """
         model = AutoModelForCausalLM.from_pretrained(model_path(str(name)), dtype=dtype)
+        for parameter in model.parameters():
+            # Views into the mapped file may be unaligned, for which matrix products round differently: a run resumed
+            # from a checkpoint, whose tensors are aligned, would not go on bit for bit.
+            parameter.data = parameter.data.clone()
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return cls(model, name=str(name), **kwargs).to(device)
@@ -248,7 +252,7 @@ class LMPolicy(Policy):
 
     @contextmanager
     def _recomputed_layers(self) -> Iterator[None]:
-        """Gradient checkpointing wants layers in training mode; what is inside them, dropout too, stays in eval mode."""
+        """Gradient checkpointing wants layers in training mode; what is in them, dropout too, stays in eval mode."""
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = layer.gradient_checkpointing and torch.is_grad_enabled()
