@@ -104,6 +104,7 @@ class Agent(ABC):
             )
         self.config = config or self.config_class()
         self.seed, self.rng = seed, np.random.default_rng(seed)
+        self._prediction_rng = np.random.default_rng([seed, 1])
         self.env = self._make_env(env)
         self.folder = Path(folder) if folder is not None else None
         generator = torch.Generator().manual_seed(seed)
@@ -175,9 +176,8 @@ class Agent(ABC):
             if self.folder is not None:
                 self.save(self.folder / "last")
             if interrupted():
-                raise KeyboardInterrupt(
-                    f"stopped after {self.episodes} episodes; saved in {self.folder and self.folder / 'last'}"
-                )
+                where = f"saved in {self.folder / 'last'}" if self.folder else "nothing saved: the agent has no folder"
+                raise KeyboardInterrupt(f"stopped after {self.episodes} episodes; {where}")
         return self
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -196,17 +196,29 @@ class Agent(ABC):
             self._logger.record(name, value)
         self._logger.dump(self.episodes)
 
-    def predict(self, observation: Any, deterministic: bool = True) -> tuple[np.ndarray, None]:
-        """Choose actions for one observation or a batch; the second element is None, as in Stable-Baselines3."""
-        single = self.env.single_observation_space.contains(observation)
-        if single:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """Choose actions for one observation or a batch, as Stable-Baselines3's agents do; training is not touched.
+
+        Args:
+            observation: of the environment's space, or a batch of such.
+            state: not used, as policies here keep none; neither is ``episode_start``.
+            episode_start: not used.
+            deterministic: take the likeliest action instead of drawing one.
+
+        Returns:
+            the action or actions, and None.
+        """
+        if single := _is_single(observation, self.env.single_observation_space):
             observation = (
                 {k: np.asarray(v)[None] for k, v in observation.items()}
                 if isinstance(observation, dict)
                 else np.asarray(observation)[None]
             )
         count = len(next(iter(observation.values()))) if isinstance(observation, dict) else len(observation)
-        drawn = self.policy.act(observation, self.row_noise(count), deterministic).actions.cpu()
+        noise = RowNoise(self._prediction_rng.integers(2**62, size=count).tolist())
+        drawn = self.policy.act(observation, noise, deterministic).actions.cpu()
         actions = environment_actions(drawn, self.env.single_action_space).numpy()
         return (actions[0] if single else actions), None
 
@@ -226,21 +238,25 @@ class Agent(ABC):
             seed: of the first episode; episode ``i`` has ``seed + i``.
             deterministic: take the likeliest actions.
         """
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes}: must be at least 1")
         env = env or self.env
         parts: list[EvaluationResult] = []
         state = environment_state(env)  # evaluation must not move the training statistics of rewards and wrappers
-        for first in range(0, episodes, env.num_envs):
-            seeds = list(range(seed + first, seed + first + env.num_envs))
-            played = collect(
-                env,
-                self.policy,
-                seeds=seeds,
-                noise=RowNoise(seeds),
-                group=torch.arange(env.num_envs),
-                deterministic=deterministic,
-            )
-            parts.append(summarize(played, self.divergences(played.to(self.policy.device))))
-        restore_environment(env, state)
+        try:
+            for first in range(0, episodes, env.num_envs):
+                seeds = list(range(seed + first, seed + first + env.num_envs))
+                played = collect(
+                    env,
+                    self.policy,
+                    seeds=seeds,
+                    noise=RowNoise([s + 2**62 for s in seeds]),  # equal seeds would correlate states and actions
+                    group=torch.arange(env.num_envs),
+                    deterministic=deterministic,
+                )
+                parts.append(summarize(played, self.divergences(played.to(self.policy.device))))
+        finally:
+            restore_environment(env, state)
         return join(parts, episodes)
 
     def divergences(self, episodes: Trajectories) -> Tensor | None:
@@ -288,7 +304,7 @@ class Agent(ABC):
             raise ValueError(f"{folder} holds a {state['agent']}, not a {cls.__name__}: use {state['agent']}.load")
         saved = cls.config_class.from_dict(state["config"])
         if config is not None and config != saved:
-            old = state["config"]
+            old = saved.to_dict()
             differ = [f"{k} (saved {old[k]!r}, given {v!r})" for k, v in config.to_dict().items() if v != old[k]]
             raise ValueError(
                 f"the config differs from the checkpoint's in {', '.join(differ)}: "
@@ -299,9 +315,7 @@ class Agent(ABC):
                 raise ValueError(
                     f"{folder}: its environment cannot be rebuilt from JSON; pass it as load(folder, env=...)"
                 )
-            env = gym.make_vec(
-                gym.envs.registration.EnvSpec.from_json(state["env"]["spec"]), num_envs=state["env"]["num_envs"]
-            )
+            env = gym.make_vec(_registered(state["env"]["spec"]), num_envs=state["env"]["num_envs"])
         policy = policy or policy_class(state["policy"]["class"]).from_spec(state["policy"]["spec"])
         agent = cls(env, policy, saved, seed=state["seed"], device=device, folder=run_folder)
         agent._restore(tensors, state)
@@ -309,10 +323,10 @@ class Agent(ABC):
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         parameters = {k: p for k, p in self.policy.named_parameters() if p.requires_grad}
-        if set(parameters) != set(tensors["policy"]):
+        here, saved = ({(k, *v.shape) for k, v in values.items()} for values in (parameters, tensors["policy"]))
+        if here != saved:
             raise ValueError(
-                f"the policy's parameters differ from the checkpoint's: "
-                f"{sorted(set(parameters) ^ set(tensors['policy']))[:5]}"
+                f"the policy's parameters differ from the checkpoint's, in names or shapes: {sorted(here ^ saved)[:4]}"
             )
         with torch.no_grad():
             for name, value in tensors["policy"].items():
@@ -351,11 +365,50 @@ def environment_state(env: VectorEnv[Any, Any, Any]) -> Any:
 
 
 def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
-    """Inverse of :func:`environment_state`."""
-    while state is not None and not hasattr(type(env), "set_state"):
-        env = env.env  # type: ignore[attr-defined]
-    if state is not None:
-        env.set_state(state)  # type: ignore[attr-defined]
+    """Inverse of :func:`environment_state`.
+
+    Raises:
+        ValueError: if the state is that of another environment.
+    """
+    layer: Any = env
+    while not hasattr(type(layer), "set_state") and isinstance(layer, gym.vector.VectorWrapper):
+        layer = layer.env
+    keeps = hasattr(type(layer), "set_state")
+    try:
+        if keeps != (state is not None):
+            raise ValueError(f"there is {'no' if keeps else 'a'} state, and {'a' if keeps else 'no'} layer to keep it")
+        if keeps:
+            layer.set_state(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the environment's saved state does not fit {env}: {error!r}; give the environment, wrapped as it was"
+        ) from error
+
+
+def _registered(text: str) -> gym.envs.registration.EnvSpec:
+    """The environment that a checkpoint names. Its entry points must be those known here: they are code that runs.
+
+    Raises:
+        ValueError: if it is not registered, or registered otherwise.
+    """
+    spec = gym.envs.registration.EnvSpec.from_json(text)
+    known = gym.registry.get(spec.id)
+    if known is None or spec.additional_wrappers or any(
+        getattr(spec, n) != getattr(known, n) for n in ("entry_point", "vector_entry_point")
+    ):
+        raise ValueError(
+            f"the environment {spec.id!r} of the checkpoint is not registered here as it was: import the package that "
+            "registers it, or pass the environment as load(folder, env=...)"
+        )
+    return spec
+
+
+def _is_single(observation: Any, space: gym.Space[Any]) -> bool:
+    """Whether this is one observation of the space rather than a batch, judged by its axes alone."""
+    if isinstance(space, gym.spaces.Dict):
+        key = next(iter(space.spaces))
+        return _is_single(observation[key], space[key])
+    return np.ndim(observation) == len(space.shape or ())
 
 
 @contextmanager
