@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from .checkpoint import load_checkpoint
 from .policies.policy import Policy
 
 Kind = Literal["initial", "moving", "soup", "none"]
@@ -24,10 +23,8 @@ def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         ValueError: if the models do not have the same parameters.
     """
     names = set(states[0])
-    if any(set(s) != names for s in states):
-        raise ValueError(
-            f"the models of a soup must have the same parameters; they differ in {names ^ set(states[-1])}"
-        )
+    if differ := set().union(*(names ^ set(s) for s in states)):
+        raise ValueError(f"the models of a soup must have the same parameters; they differ in {sorted(differ)[:4]}")
     return {name: torch.stack([s[name].float() for s in states]).mean(0).to(states[0][name].dtype) for name in names}
 
 
@@ -49,8 +46,8 @@ class Reference:
             return
         self._frozen = copy.deepcopy(policy).requires_grad_(False).eval()
         if kind == "soup":
-            own = {k: p.detach() for k, p in policy.named_parameters() if p.requires_grad}
-            others = [load_file(Path(folder) / "policy.safetensors") for folder in soup]
+            own = {k: p.detach().cpu() for k, p in policy.named_parameters() if p.requires_grad}
+            others = [load_checkpoint(folder)[0]["policy"] for folder in soup]
             self.load({k: v.to(policy.device) for k, v in average([own, *others]).items()})
 
     @contextmanager
