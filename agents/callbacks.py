@@ -114,7 +114,7 @@ class ProgressBar(Callback):
 
     def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
         shown = {"reward": "rollout/reward_mean", "KL": "train/kl"}
-        text = "  ".join(f"{label} {metrics[key]:.3f}" for label, key in shown.items() if key in metrics)
+        text = "  ".join(f"{label} {metrics[key]:z.3f}" for label, key in shown.items() if key in metrics)
         if self._bar is not None:
             self._bar.update(self._task, completed=min(agent.episodes, self._target), description=text)
             return True
@@ -282,7 +282,8 @@ def write_table(path: Path, rows: Sequence[dict[str, float]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([{k: v for k, v in row.items() if math.isfinite(v)} for row in rows])
+    for row in rows:  # whole numbers look the same whether or not they were read from such a file before
+        writer.writerow({k: int(v) if float(v).is_integer() else v for k, v in row.items() if math.isfinite(v)})
     write_text(path, text.getvalue())
 
 

@@ -183,7 +183,7 @@ def best_of_n_returns(experiment: Experiment, prompts: int, n: int, *, seed: int
     policy.to(pick_device(experiment.device))
     set_threads(policy, experiment.threads)
     seeds = np.repeat(np.arange(prompts) + seed, n)
-    noise = RowNoise((np.arange(prompts * n) + seed).tolist())
+    noise = RowNoise((np.arange(prompts * n) + seed + 2**62).tolist())  # not the seeds of states, nor of evaluation's
     episodes = collect(env, policy, seeds=seeds.tolist(), noise=noise, group=torch.from_numpy(seeds))
     return episodes.returns.double().cpu().numpy().reshape(prompts, n)
 

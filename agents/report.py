@@ -50,7 +50,7 @@ class Report:
         ratio = f" ({self.gain / self.gain_se:.1f} standard errors)" if self.gain_se > 0 else ""
         lines = ["Evaluation reward on held-out episodes, mean ± standard error:"]
         for label, row in {"before": self.before, "after": self.after}.items():
-            kl = f"   KL {row['kl']:.2f} nats an episode" if "kl" in row else ""
+            kl = f"   KL {row['kl']:z.2f} nats an episode" if "kl" in row else ""
             lines.append(
                 f"  {label:6} {row.get('reward_mean', math.nan):8.3f} ± {row.get('reward_se', math.nan):.3f}{kl}"
             )
@@ -79,7 +79,7 @@ def describe(result: EvaluationResult) -> str:
     if invalid := len(result.returns) - result.valid:
         lines.append(f"invalid     {invalid} episodes whose reward failed")
     if math.isfinite(result.kl):
-        lines.append(f"KL          {result.kl:.2f} nats an episode from the reference")
+        lines.append(f"KL          {result.kl:z.2f} nats an episode from the reference")
     lines.append(
         f"length      {result.lengths.mean():.1f} decisions, {result.terminated.mean():.0%} ended by themselves"
     )
