@@ -23,7 +23,7 @@ BANDIT = ["TabularBandit-v0", *SMALL]
 
 
 def run_python(*args, **kwargs):
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -273,12 +273,12 @@ def test_ctrl_c_saves_and_says_where(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "aligngym.cli", "train", *BANDIT, "--episodes", "10000000", "--out", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any(len(p.read_text().splitlines()) > 2 for p in folder.glob("progress*.csv")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert f"saved in {folder / 'last'}" in err and "Traceback" not in err
     assert load_checkpoint(folder / "last")[1]["episodes"] % 8 == 0
