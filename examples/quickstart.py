@@ -14,7 +14,7 @@ from aligngym.agents.experiment import Experiment, train
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--episodes", type=int, default=4096)
+    parser.add_argument("--episodes", type=int, default=2560)
     parser.add_argument("--eval-episodes", type=int, default=256)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--out", default=None, help="folder of the run; a new one in runs/ by default")
@@ -29,7 +29,7 @@ def main() -> None:
         out=args.out,
     )
     # Each iteration plays 64 episodes: 8 prompts, 8 stories each, every story judged against the other 7.
-    config = GRPOConfig(episodes_per_iteration=64, group_size=8, learning_rate=1e-4, warmup_iterations=5)
+    config = GRPOConfig(episodes_per_iteration=64, group_size=8, learning_rate=5e-5, kl_coef=0.05)
     print(train(experiment, config))
 
 

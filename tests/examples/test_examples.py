@@ -39,7 +39,7 @@ def test_example(name, tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
     # In a folder of its own: examples write their runs where they are started.
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for text in expected:
         assert text in done.stdout
