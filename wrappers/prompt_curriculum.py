@@ -176,7 +176,7 @@ class PromptCurriculumRule(EpisodeRule):
         allowed = np.ones(count, np.bool_)
         if self._order is not None:
             share = self.order_start + (1.0 - self.order_start) * min(1.0, self.episodes / self.order_episodes)
-            allowed[self._order[max(1, int(np.ceil(share * count))) :]] = False
+            allowed[self._order[max(1, int(np.ceil(share * count - 1e-9))) :]] = False  # 0.6 * 5 is above 3
         even = allowed / allowed.sum()
         weights = weights * allowed
         chosen = weights / weights.sum() if weights.sum() > 0 else even

@@ -28,8 +28,8 @@ class RewardMonitorRule(EpisodeRule):
         gold: str | Mapping[str, Any] | Callable[..., Any] | Reward | None = None,
         *,
         episodes_per_point: int = 64,
-        window: int = 10,
-        threshold: float = 3.5,
+        window: int = 20,
+        threshold: float = 4.0,
     ) -> None:
         if episodes_per_point < 2 or window < 4 or not threshold > 0:
             raise ValueError(
@@ -188,8 +188,10 @@ class RewardMonitor(RewardMonitorRule, EpisodeWrapper):
         gold: what :func:`~aligngym.rewards.as_reward` takes; better judged, slower or dearer than the proxy.
         episodes_per_point: episodes a point, at least 2; complete batches are never split.
         window: fewest points, at least 4, over which a trend is tested.
-        threshold: of both t-statistics. 3.5 at 10 points gave no false alarm in 400 simulated healthy runs of 100
-            points and found both hacks of the tests in all of 100 runs.
+        threshold: of both t-statistics. Simulated runs of 100 points (tests/wrappers/test_reward_monitor.py says how):
+            no alarm in 800 healthy runs; alarms in 13 of 700 in which gold was the opposite of the reward and the
+            policy did not move; both known hacks found in 200 of 200 runs, at the median 26 (heavy tails) and 17
+            (saturating gold) points after gold's peak. With a window of 10 the 2 % become 16 %.
 
     Raises:
         ValueError: for an unknown gold reward or a number out of range.
