@@ -204,6 +204,28 @@ def test_ppo_of_one_decision_without_critic_is_reinforce():
     assert (grad[expected.numel() :] == 0).all(), "the critic is not trained by a coefficient of 0"
 
 
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_targets_of_ppo_by_hand(bootstrap):
+    """Generalised advantages of episodes that fell and of episodes that the time limit cut; whitened afterwards."""
+    env = gym.make_vec("CartPole-v1", num_envs=8, vectorization_mode="sync", max_episode_steps=18)
+    options = {"gamma": 0.9, "gae_lambda": 0.8, "bootstrap_truncated": bootstrap, "kl_coef": 0, "reference": "none"}
+    agent = PPO(env, config=PPOConfig(episodes_per_iteration=16, **options))
+    episodes = agent.collect()
+    assert episodes.terminated.any() and episodes.truncated.any()
+    batch, _ = agent.prepare(episodes)
+    values = agent.policy.evaluate_actions(episodes).values.detach()
+    plain = torch.zeros(episodes.mask.shape)
+    for i, n in enumerate(episodes.lengths.tolist()):
+        following, carried = values[i, n] * float(bootstrap and episodes.truncated[i]), 0.0
+        for t in reversed(range(n)):
+            carried = episodes.rewards[i, t] + 0.9 * following - values[i, t] + 0.72 * carried
+            plain[i, t], following = carried, values[i, t]
+    mask = episodes.mask
+    torch.testing.assert_close(batch.returns, (plain + values[:, :-1]) * mask, atol=1e-5, rtol=1e-5)
+    white = (plain - plain[mask].mean()) / plain[mask].std() * mask
+    torch.testing.assert_close(batch.advantages, white, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_penalty_in_the_reward_is_exact(make, name, estimator):
