@@ -112,7 +112,7 @@ def group_advantages(
     kept = returns.double().where(valid, 0.0)
     if kind == "none":
         return kept.to(returns.dtype)
-    names, index = group.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    names, index = group.unique(return_inverse=True)
     zeros = kept.new_zeros(len(names))
     size = zeros.index_add(0, index, valid.double())
     mean = zeros.index_add(0, index, kept) / size.clamp(min=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import signal
 import threading
 import time
@@ -25,6 +24,14 @@ from torch import Tensor
 from ..trajectories import Trajectories
 from .callbacks import Callback, CallbackList
 from .checkpoint import load_checkpoint, read_generator, save_checkpoint, write_generator
+from .environment import (
+    environment_spec,
+    environment_state,
+    is_single,
+    make_environment,
+    registered_spec,
+    restore_environment,
+)
 from .evaluation import EvaluationResult, join, rollout_metrics, summarize
 from .policies import build_policy, policy_class
 from .policies.policy import Policy, RowNoise
@@ -105,7 +112,7 @@ class Agent(ABC):
         self.config = config or self.config_class()
         self.seed, self.rng = seed, np.random.default_rng(seed)
         self._prediction_rng = np.random.default_rng([seed, 1])
-        self.env = self._make_env(env)
+        self.env = make_environment(env, getattr(self.config, "episodes_per_iteration", 16))
         self.folder = Path(folder) if folder is not None else None
         generator = torch.Generator().manual_seed(seed)
         if not isinstance(policy, Policy):
@@ -117,21 +124,6 @@ class Agent(ABC):
         self.callback: Callback = CallbackList([])
         self._logger: Logger | None = None
         self._setup()
-
-    def _make_env(self, env: str | VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
-        if isinstance(env, VectorEnv):
-            return env
-        if not isinstance(env, str):
-            raise TypeError(
-                f"env is a {type(env).__name__}, expected an id or a vector environment (gymnasium.make_vec)"
-            )
-        episodes = getattr(self.config, "episodes_per_iteration", 16)
-        if gym.spec(env).vector_entry_point is not None:
-            batched = gym.make_vec(env, num_envs=episodes)
-            if hasattr(type(batched.unwrapped), "rollout"):
-                return batched
-            batched.close()  # others' batched environments take one seed for all rows; groups need one a row
-        return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync")
 
     @abstractmethod
     def _setup(self) -> None:
@@ -210,7 +202,7 @@ class Agent(ABC):
         Returns:
             the action or actions, and None.
         """
-        if single := _is_single(observation, self.env.single_observation_space):
+        if single := is_single(observation, self.env.single_observation_space):
             observation = (
                 {k: np.asarray(v)[None] for k, v in observation.items()}
                 if isinstance(observation, dict)
@@ -268,7 +260,9 @@ class Agent(ABC):
         state = {
             "agent": type(self).__name__, "config": self.config.to_dict(), "seed": self.seed,
             "iteration": self.iteration, "episodes": self.episodes, "rng": write_generator(self.rng),
-            "env": {"spec": self._env_spec(), "num_envs": self.env.num_envs, "state": environment_state(self.env)},
+            "env": {
+                "spec": environment_spec(self.env), "num_envs": self.env.num_envs, "state": environment_state(self.env),
+            },
             "policy": {"class": type(self.policy).__name__, "spec": self.policy.spec(), "version": self.policy.version},
             "callback": self.callback.get_state(), **self._state(),
         }  # fmt: skip
@@ -315,7 +309,7 @@ class Agent(ABC):
                 raise ValueError(
                     f"{folder}: its environment cannot be rebuilt from JSON; pass it as load(folder, env=...)"
                 )
-            env = gym.make_vec(_registered(state["env"]["spec"]), num_envs=state["env"]["num_envs"])
+            env = gym.make_vec(registered_spec(state["env"]["spec"]), num_envs=state["env"]["num_envs"])
         policy = policy or policy_class(state["policy"]["class"]).from_spec(state["policy"]["spec"])
         agent = cls(env, policy, saved, seed=state["seed"], device=device, folder=run_folder)
         agent._restore(tensors, state)
@@ -339,76 +333,11 @@ class Agent(ABC):
 
     _callback_state: dict[str, Any] = {}  # of a restored run, until learn() brings the callbacks it belongs to
 
-    def _env_spec(self) -> str | None:
-        """From which the environment can be built again; None where it is wrapped or was given objects."""
-        if self.env.spec is None or isinstance(self.env, gym.vector.VectorWrapper):
-            return None
-        try:
-            return self.env.spec.to_json()
-        except (TypeError, ValueError):
-            return None
-
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {}
 
     def _state(self) -> dict[str, Any]:
         return {}
-
-
-def environment_state(env: VectorEnv[Any, Any, Any]) -> Any:
-    """State of the outermost layer that keeps one (it nests those below); None where nothing does."""
-    while not hasattr(type(env), "get_state"):
-        if not isinstance(env, gym.vector.VectorWrapper):
-            return None
-        env = env.env
-    return env.get_state()  # type: ignore[attr-defined]
-
-
-def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
-    """Inverse of :func:`environment_state`.
-
-    Raises:
-        ValueError: if the state is that of another environment.
-    """
-    layer: Any = env
-    while not hasattr(type(layer), "set_state") and isinstance(layer, gym.vector.VectorWrapper):
-        layer = layer.env
-    keeps = hasattr(type(layer), "set_state")
-    try:
-        if keeps != (state is not None):
-            raise ValueError(f"there is {'no' if keeps else 'a'} state, and {'a' if keeps else 'no'} layer to keep it")
-        if keeps:
-            layer.set_state(state)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the environment's saved state does not fit {env}: {error!r}; give the environment, wrapped as it was"
-        ) from error
-
-
-def _registered(text: str) -> gym.envs.registration.EnvSpec:
-    """The environment that a checkpoint names. Its entry points must be those known here: they are code that runs.
-
-    Raises:
-        ValueError: if it is not registered, or registered otherwise.
-    """
-    spec = gym.envs.registration.EnvSpec.from_json(text)
-    known = gym.registry.get(spec.id)
-    if known is None or spec.additional_wrappers or any(
-        getattr(spec, n) != getattr(known, n) for n in ("entry_point", "vector_entry_point")
-    ):
-        raise ValueError(
-            f"the environment {spec.id!r} of the checkpoint is not registered here as it was: import the package that "
-            "registers it, or pass the environment as load(folder, env=...)"
-        )
-    return spec
-
-
-def _is_single(observation: Any, space: gym.Space[Any]) -> bool:
-    """Whether this is one observation of the space rather than a batch, judged by its axes alone."""
-    if isinstance(space, gym.spaces.Dict):
-        key = next(iter(space.spaces))
-        return _is_single(observation[key], space[key])
-    return np.ndim(observation) == len(space.shape or ())
 
 
 @contextmanager

@@ -40,7 +40,8 @@ class GRPOConfig(OnPolicyConfig):
         advantage: zscore (GRPO), centered (no division), leave_one_out (RLOO) or none (the raw return).
         epsilon: added to the group's standard deviation; keep it well above float noise.
         aggregation: GRPO's own is the mean of sequence means.
-        kl_coef: weight of k3 to the reference, in the loss.
+        learning_rate: the default suits the embedded language model.
+        kl_coef: weight of k3 to the reference, in the loss; the default suits rewards of about unit size.
     """
 
     group_size: int = 8
@@ -49,7 +50,8 @@ class GRPOConfig(OnPolicyConfig):
     aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant"] = (
         "sequence_mean_token_mean"
     )
-    kl_coef: float = 0.02
+    learning_rate: float = 5e-5
+    kl_coef: float = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,18 +39,21 @@ class PPOConfig(OnPolicyConfig):
         value_clip: the critic moves at most this far from its old value in the loss; 0 is off.
         bootstrap_truncated: add the critic's value after a time limit. On for control tasks whose reward would have
             gone on; off where a truncated episode has already received its final reward, as generation does.
-        epochs: passes over the collected episodes.
+        learning_rate: the default suits the embedded language model.
+        minibatch_size: episodes an optimiser step; 0 takes all of them.
+        kl_coef: weight of the divergence; the default suits rewards of about unit size.
         kl_estimator: k1 by default, in the reward.
         kl_in: the reward by default.
     """
 
     gamma: float = 1.0
-    gae_lambda: float = 0.95
+    gae_lambda: float = 1.0
     whiten_advantages: bool = True
     value_coef: float = 0.1
     value_clip: float = 0.2
     bootstrap_truncated: bool = False
-    epochs: int = 2
+    learning_rate: float = 1e-4
+    minibatch_size: int = 16
     kl_coef: float = 0.02
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"

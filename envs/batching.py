@@ -1,9 +1,10 @@
-"""What batched environments are given and give back: seeds, masks and indices a row; arrays, tensors and their rows."""
+"""What batched environments are given and give back: seeds, masks and indices a row; arrays and their rows; scores."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,34 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EpisodeScores:
+    """What ``n`` finished episodes earned.
+
+    Attributes:
+        rewards: ``[n]`` float64; NaN where scoring failed.
+        terms: the rewards' parts by name, each ``[n]`` float64; NaN where a part does not apply.
+        reasons: why a reward is NaN, one a row, None where it is not; may be left empty.
+        info: further facts of the episodes, one list of length ``n`` a key.
+    """
+
+    rewards: NDArray[np.float64]
+    terms: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    reasons: Sequence[str | None] = ()
+    info: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The info dictionary of each episode: ``info``, terms as ``reward/<name>``, ``invalid`` where it failed."""
+        rows: list[dict[str, Any]] = []
+        for i in range(len(self.rewards)):
+            row = {key: copy.deepcopy(values[i]) for key, values in self.info.items()}
+            row |= {f"reward/{name}": float(values[i]) for name, values in self.terms.items()}
+            if self.reasons and self.reasons[i] is not None:
+                row["invalid"] = self.reasons[i]
+            rows.append(row)
+        return rows
 
 
 def check_positive(**values: Any) -> None:

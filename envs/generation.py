@@ -8,10 +8,9 @@ same seeds and noise give the same actions, rewards and ends. :class:`Generation
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -23,6 +22,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .batching import (
+    EpisodeScores,
     Flags,
     Rows,
     check_ends,
@@ -36,36 +36,10 @@ from .batching import (
     valid_actions,
 )
 
+__all__ = ["EpisodeScores", "GenerationEnv", "GenerationVectorEnv"]
+
 if TYPE_CHECKING:  # the step face needs no torch, and a worker process starts ten times sooner without it
     from ..trajectories import Trajectories
-
-
-@dataclass(frozen=True)
-class EpisodeScores:
-    """What ``n`` finished episodes earned.
-
-    Attributes:
-        rewards: ``[n]`` float64; NaN where scoring failed.
-        terms: the rewards' parts by name, each ``[n]`` float64; NaN where a part does not apply.
-        reasons: why a reward is NaN, one a row, None where it is not; may be left empty.
-        info: further facts of the episodes, one list of length ``n`` a key.
-    """
-
-    rewards: NDArray[np.float64]
-    terms: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    reasons: Sequence[str | None] = ()
-    info: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The info dictionary of each episode: ``info``, terms as ``reward/<name>``, ``invalid`` where it failed."""
-        rows: list[dict[str, Any]] = []
-        for i in range(len(self.rewards)):
-            row = {key: copy.deepcopy(values[i]) for key, values in self.info.items()}
-            row |= {f"reward/{name}": float(values[i]) for name, values in self.terms.items()}
-            if self.reasons and self.reasons[i] is not None:
-                row["invalid"] = self.reasons[i]
-            rows.append(row)
-        return rows
 
 
 class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):

@@ -240,7 +240,7 @@ def _perceptron(
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         # skip_init: the layer's own initialisation would draw from the global generator.
-        linear = torch.nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # type: ignore[no-untyped-call]
+        linear = torch.nn.utils.skip_init(nn.Linear, fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2), generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, activation()]

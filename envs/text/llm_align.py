@@ -45,8 +45,8 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
     is the tokenizer's beginning-of-sequence token.
 
     Options of ``reset``: ``prompt`` (one prompt for all rows, or a list of ``num_envs``), or ``prompt_index`` (one
-    position in the table, or ``num_envs``). Without them each row's generator draws a row of the table: uniformly, or by
-    ``prompt_weights`` where a curriculum set them. ``get_state`` holds the reward's state too.
+    position in the table, or ``num_envs``). Without them each row's generator draws a row of the table, uniformly or
+    by ``prompt_weights`` where a curriculum set them. ``get_state`` holds the reward's state too.
 
     Args:
         num_envs: episodes side by side.

@@ -1,0 +1,96 @@
+"""What an agent does with its vector environment beside playing: build it, keep its state, build it again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+
+def make_environment(env: str | VectorEnv[Any, Any, Any], episodes: int) -> VectorEnv[Any, Any, Any]:
+    """A vector environment as it is, or one made from an id with a number of rows that divides ``episodes``.
+
+    Raises:
+        TypeError: if ``env`` is neither.
+    """
+    if isinstance(env, VectorEnv):
+        return env
+    if not isinstance(env, str):
+        raise TypeError(f"env is a {type(env).__name__}, expected an id or a vector environment (gymnasium.make_vec)")
+    if gym.spec(env).vector_entry_point is not None:
+        batched = gym.make_vec(env, num_envs=episodes)
+        if hasattr(type(batched.unwrapped), "rollout"):
+            return batched
+        batched.close()  # others' batched environments take one seed for all rows; groups need one a row
+    return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync")
+
+
+def environment_spec(env: VectorEnv[Any, Any, Any]) -> str | None:
+    """JSON from which the environment can be built again; None where it is wrapped or was given objects."""
+    if env.spec is None or isinstance(env, gym.vector.VectorWrapper):
+        return None
+    try:
+        return env.spec.to_json()
+    except (TypeError, ValueError):
+        return None
+
+
+def environment_state(env: VectorEnv[Any, Any, Any]) -> Any:
+    """State of the outermost layer that keeps one (it nests those below); None where nothing does."""
+    while not hasattr(type(env), "get_state"):
+        if not isinstance(env, gym.vector.VectorWrapper):
+            return None
+        env = env.env
+    return env.get_state()  # type: ignore[attr-defined]
+
+
+def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
+    """Inverse of :func:`environment_state`.
+
+    Raises:
+        ValueError: if the state is that of another environment.
+    """
+    layer: Any = env
+    while not hasattr(type(layer), "set_state") and isinstance(layer, gym.vector.VectorWrapper):
+        layer = layer.env
+    keeps = hasattr(type(layer), "set_state")
+    try:
+        if keeps != (state is not None):
+            raise ValueError(f"there is {'no' if keeps else 'a'} state, and {'a' if keeps else 'no'} layer to keep it")
+        if keeps:
+            layer.set_state(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the environment's saved state does not fit {env}: {error!r}; give the environment, wrapped as it was"
+        ) from error
+
+
+def registered_spec(text: str) -> gym.envs.registration.EnvSpec:
+    """The environment that a checkpoint names. Its entry points must be those known here: they are code that runs.
+
+    Raises:
+        ValueError: if it is not registered, or registered otherwise.
+    """
+    spec = gym.envs.registration.EnvSpec.from_json(text)
+    known = gym.registry.get(spec.id)
+    if (
+        known is None
+        or spec.additional_wrappers
+        or any(getattr(spec, n) != getattr(known, n) for n in ("entry_point", "vector_entry_point"))
+    ):
+        raise ValueError(
+            f"the environment {spec.id!r} of the checkpoint is not registered here as it was: import the package that "
+            "registers it, or pass the environment as load(folder, env=...)"
+        )
+    return spec
+
+
+def is_single(observation: Any, space: gym.Space[Any]) -> bool:
+    """Whether this is one observation of the space rather than a batch, judged by its axes alone."""
+    if isinstance(space, gym.spaces.Dict):
+        key = next(iter(space.spaces))
+        return is_single(observation[key], space[key])
+    return np.ndim(observation) == len(space.shape or ())
