@@ -10,6 +10,8 @@ import numpy as np
 from .base import EpisodeRule, EpisodeWrapper, VectorEpisodeWrapper
 from .episodes import Episodes
 
+UNNORMALIZED = "unnormalized"  # the term under which the reward is logged as it came
+
 
 class NormalizeRewardRule(EpisodeRule):
     """What :class:`NormalizeReward` does to finished episodes."""
@@ -38,11 +40,11 @@ class NormalizeRewardRule(EpisodeRule):
             rewards = rewards / self.std
         if self.clip is not None:
             rewards = np.clip(rewards, -self.clip, self.clip)
-        return episodes.with_rewards(rewards, {"unnormalized": episodes.rewards})
+        return episodes.with_rewards(rewards, {UNNORMALIZED: episodes.rewards})
 
     def update(self, episodes: Episodes) -> None:
         """Takes a batch's rewards into the statistics (Chan's parallel update)."""
-        rewards = episodes.terms["unnormalized"]
+        rewards = episodes.terms[UNNORMALIZED]
         rewards = rewards[np.isfinite(rewards)]
         if not len(rewards):
             return

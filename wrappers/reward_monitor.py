@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..rewards import Repetition, Reward, as_reward
 from .base import EpisodeRule, EpisodeWrapper, VectorEpisodeWrapper
 from .episodes import Episodes, Numbers, score_episodes
+from .normalize_reward import UNNORMALIZED
 from .transform_reward import json_form
 
 MONITOR_PREFIX = "monitor/"
@@ -68,7 +69,9 @@ class RewardMonitorRule(EpisodeRule):
             facts = {"proxy": float(episodes.rewards[i]), "length": float(episodes.lengths[i])}
             if repetition is not None:
                 facts["repetition"] = float(repetition[i])
-            self._collected.append(facts | {f"term/{k}": float(v[i]) for k, v in episodes.terms.items()})
+            # What NormalizeReward was given is the whole reward, no term of it.
+            terms = {f"term/{k}": float(v[i]) for k, v in episodes.terms.items() if k != UNNORMALIZED}
+            self._collected.append(facts | terms)
         if len(self._collected) >= self.episodes_per_point:
             self.history.append(self._point(self._collected))
             self._collected = []
@@ -173,7 +176,8 @@ class RewardMonitor(RewardMonitorRule, EpisodeWrapper):
     * ``monitor/proxy``, ``monitor/gold`` and their standard deviations over episodes, ``monitor/correlation`` between
       the two over the episodes of the point (Pearson), ``monitor/trend_correlation`` between their means over the
       last ``window`` points (Spearman);
-    * ``monitor/gap``: rise of the proxy since the first point minus that of gold, each in its standard deviations then;
+    * ``monitor/gap``: rise of the proxy since the first point minus that of gold, each in standard deviations over
+      episodes (the larger of then and now);
     * ``monitor/length``, ``monitor/length_drift`` (relative to the first point), ``monitor/repetition``;
     * ``monitor/share/<term>``: the share of the reward's variance that goes through each term, from a linear regression
       of the reward on its terms (Pratt 1987, in absolute values): 1 is a reward that one term decides alone.
@@ -248,7 +252,9 @@ def shares(rewards: Numbers, terms: Mapping[str, Numbers]) -> dict[str, float]:
 
 
 def _rise(first: Mapping[str, float], point: Mapping[str, float], name: str) -> float:
-    """How far a mean has risen since the first point, in standard deviations over episodes then."""
-    if name not in first:
+    """How far a mean has risen since the first point, in the larger standard deviation over episodes, then or now."""
+    if name not in first or point[name] == first[name]:
         return 0.0
-    return (point[name] - first[name]) / max(first[f"{name}_std"], 1e-9)
+    # A reward that never varied at first (a rule that nobody broke yet) must not make the rise infinite.
+    std = max(first[f"{name}_std"], point[f"{name}_std"])
+    return (point[name] - first[name]) / std if std > 0 else float("nan")
