@@ -12,7 +12,7 @@ TINY = ["--episodes", "64"]
 RUNS = {
     "composed_wrappers": (TINY, ["after"]),
     "custom_environment": (["--episodes", "2048"], ["exactly right"]),
-    "custom_reward": (TINY, ["before", "after", "dialogue", "->"]),
+    "custom_reward": ([*TINY, "--eval-episodes", "8"], ["before", "after", "dialogue", "->"]),
     "plotting": ([*TINY, "--prompts", "4", "--draws", "2"], ["learning.png", "frontier.png"]),
     "quickstart": (
         [*TINY, "--eval-episodes", "6", "--max-new-tokens", "12"],
