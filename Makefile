@@ -43,7 +43,7 @@ wheel: .venv/.dev
 	mypy=$$PWD/$(BIN)/mypy; cd "$$user"; "$$mypy" --strict --python-executable env/bin/python script.py
 
 bench: .venv/.dev
-	for script in benchmarks/[!_]*.py; do $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/run.py
 
 install: .venv/.installed
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .llama import MODEL_TYPES, SharedPromptDecoder
 from .policy import RowNoise, sample_categorical
 
 
@@ -96,11 +97,17 @@ class PreallocatedLayer(DynamicLayer):
             setattr(self, name, new)
 
 
+def attends_to_all(model: PreTrainedModel) -> bool:
+    """Whether every layer is causal attention over all earlier tokens: no sliding window, no recurrent state."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+
 def make_cache(model: PreTrainedModel, length: int) -> Cache:
     """A cache for ``length`` positions; models with sliding or recurrent layers keep transformers' own."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    if not attends_to_all(model):
         return DynamicCache(config=config)
     return Cache(layers=[PreallocatedLayer(length) for _ in range(config.num_hidden_layers)])
 
@@ -160,7 +167,11 @@ def decode(
         logits_to_keep=1,
     )
     logits = out.logits[inverse, -1]
-    cache.batch_select_indices(inverse)
+    shared = None
+    if attends_to_all(model) and model.config.model_type in MODEL_TYPES:
+        shared = SharedPromptDecoder(model, cache, first_mask, inverse, max_steps)
+    else:
+        cache.batch_select_indices(inverse)
     stop_ids = torch.tensor(sorted(stop), dtype=torch.long, device=device)
     actions = torch.zeros(batch, max_steps, dtype=torch.long, device=device)
     log_probs = torch.zeros(batch, max_steps, device=device)
@@ -183,7 +194,14 @@ def decode(
         if count <= 0.75 * len(rows):
             keep = alive.nonzero()[:, 0]
             rows, token, mask, positions = rows[keep], token[keep], mask[keep], positions[keep]
-            cache.batch_select_indices(keep)
+            if shared:
+                shared.keep(keep)
+            else:
+                cache.batch_select_indices(keep)
+        if shared:
+            logits = shared.step(token, positions)
+            positions = positions + 1
+            continue
         seen: Tensor | None = mask[:, : width + t + 1]
         if plain:  # sdpa takes a 4-d bool mask as it is; constructing masks in general costs as much as a small layer
             seen = seen[:, None, None] if padded and seen is not None else None

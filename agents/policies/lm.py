@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...assets import model_path
 from ...trajectories import Trajectories
-from .decoding import Sampling, decode
+from .decoding import Sampling, attends_to_all, decode
 from .policy import Decision, Evaluation, Policy, RowNoise, sample_categorical
 
 CHUNK_LOGITS = (
@@ -202,8 +203,7 @@ class LMPolicy(Policy):
         assert isinstance(trajectories.observations, dict)
         prompts, prompt_mask = left_padded(*self._tensors(trajectories.observations))
         actions, mask = trajectories.actions.to(prompts.device), trajectories.mask.to(prompts.device)
-        width = prompts.shape[1]
-        hidden = self._hidden(torch.cat([prompts, actions], 1), torch.cat([prompt_mask, mask], 1))[:, width - 1 :]
+        hidden = self._states(prompts, prompt_mask, actions, mask)
         scored, where = hidden[:, :-1][mask], actions[mask]
         flat_log_probs, flat_entropy = self._log_probs(scored, where, entropy)
         zeros = torch.zeros(mask.shape, device=mask.device)
@@ -241,14 +241,34 @@ class LMPolicy(Policy):
         log_probs, entropies = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(entropies) if entropy else entropies[0]
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _states(self, prompts: Tensor, prompt_mask: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states ``[B, T + 1, D]`` before each action and after the last.
+
+        A prompt that several episodes share is computed once; its keys and values are read by all of them, and collect
+        the gradients of all of them. (Not with gradient checkpointing: layers recomputed backward cannot read a cache.)
+        """
+        width = prompts.shape[1]
+        ids, seen = torch.cat([prompts, actions], 1), torch.cat([prompt_mask, mask], 1)
+        keyed, inverse = torch.unique(torch.cat([prompts, prompt_mask.long()], 1), dim=0, return_inverse=True)
+        if len(keyed) == len(prompts) or not attends_to_all(self.model) or self.recomputes:
+            return self._hidden(ids, seen)[:, width - 1 :]
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        before = self._hidden(keyed[:, :width], keyed[:, width:].bool(), cache)
+        cache.batch_select_indices(inverse)
+        return torch.cat([before[inverse, -1:], self._hidden(actions, seen, cache)], 1)
+
+    def _hidden(self, ids: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
         """Last hidden states ``[B, L, D]``; positions count real tokens only, so padding changes nothing."""
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        decoder = self.model.base_model
-        inputs = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions, "use_cache": False}
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
         with self._recomputed_layers():
-            hidden: Tensor = decoder(**inputs)[0]
+            hidden: Tensor = self.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)[0]
         return hidden
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing is on."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules())
 
     @contextmanager
     def _recomputed_layers(self) -> Iterator[None]:
