@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from aligngym.trajectories import Trajectories, concatenate, pad_time
 
 

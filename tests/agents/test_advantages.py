@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from aligngym.agents.advantages import gae, group_advantages, reward_to_go, whiten
 
 KINDS = ("zscore", "centered", "leave_one_out")

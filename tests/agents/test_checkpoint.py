@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from aligngym.agents import checkpoint
 from aligngym.agents.checkpoint import (
     CheckpointError,

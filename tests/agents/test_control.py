@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+
 from aligngym.agents.policies.control import ControlPolicy, TabularPolicy
 from aligngym.agents.policies.policy import RowNoise
 from aligngym.trajectories import Trajectories
-from gymnasium import spaces
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 SPACES = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from aligngym.agents.divergences import categorical_kl, kl_estimate, kl_reward_penalty
 
 

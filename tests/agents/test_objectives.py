@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from aligngym.agents.advantages import group_advantages
 from aligngym.agents.divergences import kl_reward_penalty
 from aligngym.agents.objectives import (

@@ -6,12 +6,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+
 from aligngym.agents.policies.control import ControlPolicy, TabularPolicy
 from aligngym.agents.policies.policy import Decision, Policy, RowNoise
 from aligngym.agents.rollouts import collect, environment_actions, step_through
 from aligngym.trajectories import Trajectories
-from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 SEEDS = [3, 11, 5, 8]
 MODES = list(AutoresetMode)
