@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,9 +28,11 @@ class SharedPromptDecoder:
     """
 
     def __init__(self, model: PreTrainedModel, cache: Cache, seen: Tensor, prompt: Tensor, steps: int) -> None:
-        self.body, self.head = model.base_model, model.get_output_embeddings()
+        self.body: Any = model.base_model
+        self.head: Any = model.get_output_embeddings()
         width = seen.shape[1]
-        self.prompts = [(c.keys[:, :, :width].contiguous(), c.values[:, :, :width].contiguous()) for c in cache.layers]
+        layers: Any = cache.layers
+        self.prompts = [(c.keys[:, :, :width].contiguous(), c.values[:, :, :width].contiguous()) for c in layers]
         self.bias = (
             None if bool(seen.all()) else torch.zeros(seen.shape).to(self.prompts[0][0]).masked_fill(~seen, -torch.inf)
         )
@@ -68,9 +72,10 @@ class SharedPromptDecoder:
             x = x + self._attend(i, layer.self_attn, layer.input_layernorm(x), cos, sin)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         self.filled += 1
-        return self.head(self.body.norm(x))
+        logits: Tensor = self.head(self.body.norm(x))
+        return logits
 
-    def _attend(self, i: int, attention: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(self, i: int, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         (pk, pv), end, batch = self.prompts[i], self.filled + 1, len(x)
         groups, heads, length, dim = pk.shape
 
@@ -98,4 +103,5 @@ class SharedPromptDecoder:
         to_own = q @ self.keys[i][:, :, :end].transpose(2, 3)
         weight = torch.cat([by_row(to_prompt), to_own], -1).softmax(-1, dtype=torch.float32).to(q.dtype)
         out = weight[..., length:] @ self.values[i][:, :, :end] + by_row(by_prompt(weight[..., :length]) @ pv)
-        return attention.o_proj(out.reshape(batch, -1))
+        attended: Tensor = attention.o_proj(out.reshape(batch, -1))
+        return attended
