@@ -43,7 +43,7 @@ def distance_to_optimum(cls, config, seed):
 
 
 OPTIMA = {
-    "ppo, k1 in the reward": (PPO, lambda **k: PPOConfig(kl_coef=BETA, epochs=1, **k)),
+    "ppo, k1 in the reward": (PPO, lambda **k: PPOConfig(kl_coef=BETA, epochs=1, minibatch_size=0, **k)),
     "grpo, k1 in the reward": (
         GRPO,
         lambda **k: GRPOConfig(
