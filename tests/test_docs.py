@@ -1,3 +1,5 @@
+"""The documentation: its code runs, its links lead somewhere, and it names what the code has."""
+
 import dataclasses
 import inspect
 import re

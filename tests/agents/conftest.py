@@ -8,9 +8,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from aligngym.agents.grpo import GRPO, GRPOConfig
 from aligngym.agents.policies.lm import LMPolicy
 from aligngym.agents.policies.policy import RowNoise
+from aligngym.agents.ppo import PPO, PPOConfig
 
+AGENTS = {"ppo": (PPO, PPOConfig), "grpo": (GRPO, GRPOConfig)}
 WORDS = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(13))]
 EOS = 2
 PROMPTS = ["w0 w1 w2", "w3", "w4 w5 w6 w7 w8", "w9 w10"]
@@ -80,3 +83,19 @@ def play() -> Any:
         return policy.generate(observation, noise, max_steps=max_steps, terminal_actions=stop, **kwargs)
 
     return generate
+
+
+@pytest.fixture
+def make(tiny_policy, tiny_env):
+    """``make("grpo", kl_coef=0.1, ...)``: an agent over sixteen words; ``env`` and ``policy`` are settings of those."""
+
+    def build(name, env=None, policy=None, seed=0, folder=None, **options):
+        cls, config = AGENTS[name]
+        options = {"episodes_per_iteration": 16, "group_size": 4, "learning_rate": 1e-3} | options
+        model = tiny_policy(**{"value_head": cls.needs_values} | (policy or {}))
+        if model.has_critic:  # says something, unlike one of zeros
+            with torch.no_grad():
+                model.value_head.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(5))
+        return cls(tiny_env(16, **env or {}), model, config(**options), seed=seed, folder=folder)
+
+    return build

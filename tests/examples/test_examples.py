@@ -1,3 +1,5 @@
+"""Every example runs, small, as a user would run it."""
+
 import os
 import subprocess
 import sys
