@@ -122,6 +122,66 @@ class Decoded:
     terminated: Tensor
 
 
+class CachedDecoder:
+    """One token a row at a time, for any causal language model, through transformers' own forward pass.
+
+    Args:
+        model: the language model.
+        cache: keys and values of ``G`` prompts.
+        seen: ``[G, P]`` bool, True at prompt tokens; padded on the left.
+        prompt: ``[B]`` int64, the prompt of every row.
+        steps: the most tokens a row can have.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Cache, seen: Tensor, prompt: Tensor, steps: int) -> None:
+        self.model, self.cache, self.end = model, cache, seen.shape[1]
+        self.mask = torch.cat([seen[prompt], seen.new_ones(len(prompt), steps)], 1)
+        self.padded = bool((~seen).any())
+        self.takes_mask = not isinstance(cache, DynamicCache) and model.config._attn_implementation == "sdpa"
+        cache.batch_select_indices(prompt)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with ``rows`` only."""
+        self.mask = self.mask[rows]
+        self.cache.batch_select_indices(rows)
+
+    def step(self, token: Tensor, position: Tensor) -> Tensor:
+        """Logits ``[B, V]`` after ``token [B]`` at ``position [B]``."""
+        self.end += 1
+        seen: Tensor | None = self.mask[:, : self.end]
+        if self.takes_mask:  # as it is, in 4 dimensions: constructing masks in general costs as much as a small layer
+            seen = seen[:, None, None] if self.padded and seen is not None else None
+        logits: Tensor = self.model(
+            input_ids=token[:, None],
+            attention_mask=seen,
+            position_ids=position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        return logits[:, -1]
+
+
+def prefill(
+    model: PreTrainedModel, prompts: Tensor, prompt_mask: Tensor, steps: int
+) -> tuple[Tensor, CachedDecoder | SharedPromptDecoder]:
+    """Logits ``[B, V]`` after each prompt and what decodes on from there; equal prompts are computed once."""
+    width = prompts.shape[1]
+    cache = make_cache(model, width + steps)
+    keyed, prompt = torch.unique(torch.cat([prompt_mask.long(), prompts], 1), dim=0, return_inverse=True)
+    seen = keyed[:, :width].bool()
+    logits: Tensor = model(
+        input_ids=keyed[:, width:],
+        attention_mask=seen.long(),
+        position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    shares = attends_to_all(model) and model.config.model_type in MODEL_TYPES
+    decoder = (SharedPromptDecoder if shares else CachedDecoder)(model, cache, seen, prompt, steps)
+    return logits[prompt, -1], decoder
+
+
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
@@ -136,8 +196,8 @@ def decode(
 ) -> Decoded:
     """Continue every row of ``prompts`` until it draws a token of ``stop`` or has drawn ``max_steps``.
 
-    Equal prompts are prefilled once and their cache is copied to all rows. Rows that have ended leave the batch once
-    they are a quarter of it. Row ``i`` uses the uniforms of ``noise`` row ``i`` in order, whatever the batch.
+    Rows that have ended leave the batch once they are a quarter of it. Row ``i`` uses the uniforms of ``noise`` row
+    ``i`` in order, whatever the batch.
 
     Args:
         model: a causal language model in eval mode.
@@ -149,69 +209,31 @@ def decode(
         stop: token ids that end a row; the token itself is part of it.
         deterministic: take the likeliest token; draws nothing from ``noise``.
     """
-    batch, width = prompts.shape
-    device = prompts.device
+    batch, device = len(prompts), prompts.device
     uniform = None if deterministic else noise.uniform(max_steps).to(device)
-    cache = make_cache(model, width + max_steps)
-    plain = not isinstance(cache, DynamicCache) and model.config._attn_implementation == "sdpa"
-    keyed, inverse = torch.unique(torch.cat([prompt_mask.long(), prompts], 1), dim=0, return_inverse=True)
-    mask = torch.cat([prompt_mask, prompt_mask.new_ones(batch, max_steps)], 1)
-    positions = prompt_mask.sum(1)
-    first_mask = keyed[:, :width].bool()
-    out = model(
-        input_ids=keyed[:, width:],
-        attention_mask=first_mask.long(),
-        position_ids=(first_mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits = out.logits[inverse, -1]
-    shared = None
-    if attends_to_all(model) and model.config.model_type in MODEL_TYPES:
-        shared = SharedPromptDecoder(model, cache, first_mask, inverse, max_steps)
-    else:
-        cache.batch_select_indices(inverse)
+    logits, decoder = prefill(model, prompts, prompt_mask, max_steps)
     stop_ids = torch.tensor(sorted(stop), dtype=torch.long, device=device)
     actions = torch.zeros(batch, max_steps, dtype=torch.long, device=device)
     log_probs = torch.zeros(batch, max_steps, device=device)
     terminated = torch.zeros(batch, dtype=torch.bool, device=device)
     lengths = torch.full((batch,), max_steps, device=device)
     rows = torch.arange(batch, device=device)  # rows still in the batch; some of them may have ended
-    padded = bool((~prompt_mask).any())
+    positions = prompt_mask.sum(1)
     for t in range(max_steps):
         log_p = sampling.logits(logits.float()).log_softmax(-1)
         token = log_p.argmax(-1) if uniform is None else sample_categorical(log_p, uniform[rows, t])
-        alive = ~terminated[rows]
-        actions[rows, t] = token * alive
-        log_probs[rows, t] = log_p.gather(1, token[:, None])[:, 0] * alive
-        ended = alive & torch.isin(token, stop_ids)
+        actions[rows, t], log_probs[rows, t] = token, log_p.gather(1, token[:, None])[:, 0]
+        ended = torch.isin(token, stop_ids) & ~terminated[rows]
         terminated[rows], lengths[rows] = terminated[rows] | ended, torch.where(ended, t + 1, lengths[rows])
-        alive = alive & ~ended
+        alive = ~terminated[rows]
         count = int(alive.sum())
         if count == 0 or t == max_steps - 1:
             break
         if count <= 0.75 * len(rows):
-            keep = alive.nonzero()[:, 0]
-            rows, token, mask, positions = rows[keep], token[keep], mask[keep], positions[keep]
-            if shared:
-                shared.keep(keep)
-            else:
-                cache.batch_select_indices(keep)
-        if shared:
-            logits = shared.step(token, positions)
-            positions = positions + 1
-            continue
-        seen: Tensor | None = mask[:, : width + t + 1]
-        if plain:  # sdpa takes a 4-d bool mask as it is; constructing masks in general costs as much as a small layer
-            seen = seen[:, None, None] if padded and seen is not None else None
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=seen,
-            position_ids=positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+            kept = alive.nonzero()[:, 0]
+            rows, token, positions = rows[kept], token[kept], positions[kept]
+            decoder.keep(kept)
+        logits = decoder.step(token, positions)
         positions = positions + 1
     steps = int(lengths.max())
     written = torch.arange(steps, device=device) < lengths[:, None]
