@@ -135,7 +135,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(bandit_run, tmp_path):
 def test_resuming_refuses_other_settings(text_run, capsys):
     folder = str(text_run[0])
     for args, message in {
-        ("--episodes", "32", "--learning-rate", "0.5"): "learning_rate (saved 0.0003, given 0.5)",
+        ("--episodes", "32", "--learning-rate", "0.5"): "learning_rate (saved 5e-05, given 0.5)",
         ("--episodes", "32", "--seed", "1"): "seed (saved 0, given 1)",
         ("--episodes", "32", "--agent", "ppo"): "run of grpo, not of ppo",
         ("--episodes", "16"): "has seen 16 episodes already",

@@ -96,7 +96,7 @@ def test_every_environment_reward_alarm_and_wrapper_is_named():
     from aligngym.rewards import reward_names
 
     assert not missing(list_envs(), "environments.md")
-    assert not missing(reward_names(), "rewards.md")
+    assert not missing([name for name in reward_names() if not name.startswith("test_")], "rewards.md")
     assert not missing(KINDS, "agents.md")
     assert not missing(wrappers.vector.__all__, "wrappers.md")
 

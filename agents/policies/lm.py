@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -345,12 +345,19 @@ class LMPolicy(Policy):
         self.settings = replace(self.settings, **changes)
         return self
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder (adapters merged), loadable anywhere, also as ``model=folder`` here."""
+    def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Write a Hugging Face folder (adapters merged), loadable anywhere, also as ``model=folder`` here.
+
+        Args:
+            folder: where to.
+            tokenizer: written beside the weights if given; an environment has it as ``unwrapped.tokenizer``.
+        """
         model = self.model
         if self._adapters is not None:  # merged in a copy: taking the adapters out again would leave rounding behind
             model = copy.deepcopy(self._adapters).merge_and_unload()
         model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

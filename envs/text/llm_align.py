@@ -283,6 +283,11 @@ class LLMAlignEnv(GenerationEnv):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(LLMAlignVectorEnv(1, **kwargs))
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer whose ids the actions are."""
+        return self.batch.tokenizer
+
 
 def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer by the name of an embedded or cached model, from a folder or hub name, or as it is.

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from aligngym.agents.policies import lm
 from aligngym.agents.policies.decoding import Sampling
@@ -223,7 +223,9 @@ def test_the_reference_of_lora_is_the_initial_model(tiny_policy, episodes):
 def test_save_pretrained_gives_the_same_model_to_anyone(tiny_policy, tmp_path, episodes, adapted):
     policy = lora_policy(tiny_policy) if adapted else tiny_policy()
     expected = policy.evaluate_actions(episodes).log_probs
-    policy.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(policy.name)
+    policy.save_pretrained(tmp_path, tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
     assert torch.equal(policy.evaluate_actions(episodes).log_probs, expected), "saving changed the policy"
     saved = LMPolicy.from_pretrained(tmp_path)
     torch.testing.assert_close(saved.evaluate_actions(episodes).log_probs, expected, atol=1e-5, rtol=0)

@@ -1,5 +1,6 @@
 """A judge behind a real HTTP server on this machine."""
 
+import contextlib
 import json
 import threading
 import time
@@ -12,22 +13,15 @@ from aligngym.rewards import JudgeReward
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by what stands in the prompt; counts requests and the largest number at once."""
+    """Answers by what stands in the prompt; counts requests, and the largest number of slow ones at once."""
 
     def do_POST(self):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.requests.append((self.path, dict(self.headers), body))
-            server.active += 1
-            server.most = max(server.most, server.active)
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client gave up, as it should
             self.reply(body["messages"][0]["content"])
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client gave up, as it should
-        finally:
-            with server.lock:
-                server.active -= 1
 
     def reply(self, text):
         content = "Score: 10? No, quoted.\nIt is fine. Score: 7.5"
@@ -44,8 +38,13 @@ class Handler(BaseHTTPRequestHandler):
             content = "I cannot say."
         if "[high]" in text:
             content = "**Score:** 11"
-        if "[sleep]" in text:
+        if "[sleep]" in text:  # over before the answer is sent: the client may ask again as soon as it has that
+            with self.server.lock:
+                self.server.active += 1
+                self.server.most = max(self.server.most, self.server.active)
             time.sleep(0.2)
+            with self.server.lock:
+                self.server.active -= 1
         data = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
         if "[html]" in text:
             data = b"<html>"

@@ -34,7 +34,7 @@ PROMPTS = [
 ]
 
 
-@register_reward("wrappers_test_picky")
+@register_reward("test_wrappers_picky")
 def picky(completions: list[str], prompts: list[str], **columns: Any) -> list[float | None]:
     """A reward that fails for some completions and does not apply to others."""
     odd = [len(text) % 7 for text in completions]
@@ -49,7 +49,7 @@ def cases(folder: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     """Every wrapper: the name of its class and its arguments."""
     return {
         "transform": ("TransformReward", {"reward": MIXED}),
-        "transform_add": ("TransformReward", {"reward": "wrappers_test_picky", "add": True, "weight": -0.3}),
+        "transform_add": ("TransformReward", {"reward": "test_wrappers_picky", "add": True, "weight": -0.3}),
         "transform_map": ("TransformReward", {"reward": np.tanh}),
         "normalize": ("NormalizeReward", {"clip": 2.0}),
         "length": ("LengthPenalty", {"per_token": 0.013, "target": 2, "overlong_buffer": 3, "max_length": 8}),
@@ -98,7 +98,7 @@ def policy() -> LMPolicy:
 
 @pytest.fixture
 def arguments(tokenizer: Any) -> dict[str, Any]:
-    reward = {"type": "sum", "terms": ["wrappers_test_picky", "sentiment"], "weights": [1.0, 0.37]}
+    reward = {"type": "sum", "terms": ["test_wrappers_picky", "sentiment"], "weights": [1.0, 0.37]}
     return {
         "prompts": PROMPTS,
         "reward": reward,
