@@ -161,13 +161,22 @@ class CachedDecoder:
         return logits[:, -1]
 
 
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The different rows of ``[B, L]`` in order of first appearance, and which of them each row is, ``[B]``."""
+    found, index = torch.unique(rows, dim=0, return_inverse=True)
+    positions = torch.arange(len(rows), device=rows.device)
+    first = positions.new_full((len(found),), len(rows)).scatter_reduce_(0, index, positions, "amin")
+    order = first.argsort()
+    return found[order], order.argsort()[index]
+
+
 def prefill(
     model: PreTrainedModel, prompts: Tensor, prompt_mask: Tensor, steps: int
 ) -> tuple[Tensor, CachedDecoder | SharedPromptDecoder]:
     """Logits ``[B, V]`` after each prompt and what decodes on from there; equal prompts are computed once."""
     width = prompts.shape[1]
     cache = make_cache(model, width + steps)
-    keyed, prompt = torch.unique(torch.cat([prompt_mask.long(), prompts], 1), dim=0, return_inverse=True)
+    keyed, prompt = distinct(torch.cat([prompt_mask.long(), prompts], 1))
     seen = keyed[:, :width].bool()
     logits: Tensor = model(
         input_ids=keyed[:, width:],

@@ -53,6 +53,7 @@ class SharedPromptDecoder:
         self.place[order] = prompt[order] * int(count.max()) + rank
         self.slots = torch.zeros(len(count) * int(count.max()), dtype=torch.long, device=prompt.device)
         self.slots[self.place] = torch.arange(len(prompt), device=prompt.device)
+        self.in_order = len(self.slots) == len(prompt) and bool((self.slots[1:] > self.slots[:-1]).all())
 
     def keep(self, rows: Tensor) -> None:
         """Go on with ``rows`` only."""
@@ -88,14 +89,12 @@ class SharedPromptDecoder:
         shared = heads, -1, q.shape[2]
 
         def by_prompt(y: Tensor) -> Tensor:  # [B, H, R, C] -> [G, H, N * R, C]
-            return y[self.slots].view(groups, -1, *y.shape[1:]).transpose(1, 2).reshape(groups, heads, -1, y.shape[3])
+            listed = y if self.in_order else y[self.slots]
+            return listed.reshape(groups, -1, *y.shape[1:]).transpose(1, 2).reshape(groups, heads, -1, y.shape[3])
 
         def by_row(y: Tensor) -> Tensor:  # the inverse
-            return (
-                y.view(groups, *shared, y.shape[3])
-                .transpose(1, 2)
-                .reshape(-1, heads, shared[2], y.shape[3])[self.place]
-            )
+            listed = y.view(groups, *shared, y.shape[3]).transpose(1, 2).reshape(-1, heads, shared[2], y.shape[3])
+            return listed if self.in_order else listed[self.place]
 
         to_prompt = by_prompt(q) @ pk.transpose(2, 3)
         if self.bias is not None:

@@ -153,6 +153,6 @@ def sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     The first index whose cumulative probability exceeds ``uniform`` times the total. One pass of cumsum and a count is
     several times cheaper than ``multinomial``; the total replaces 1 so that rounding cannot leave the support.
     """
-    cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     threshold = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
