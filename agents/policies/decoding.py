@@ -191,7 +191,6 @@ def prefill(
     return logits[prompt, -1], decoder
 
 
-@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     prompts: Tensor,
@@ -218,8 +217,23 @@ def decode(
         stop: token ids that end a row; the token itself is part of it.
         deterministic: take the likeliest token; draws nothing from ``noise``.
     """
+    uniform = None if deterministic else noise.uniform(max_steps).to(prompts.device)
+    with torch.inference_mode():
+        drawn = _decode(model, prompts, prompt_mask, uniform, sampling, max_steps, stop)
+    # What was made in inference mode may not enter a loss; a copy may.
+    return Decoded(drawn.actions.clone(), drawn.log_probs.clone(), drawn.mask.clone(), drawn.terminated.clone())
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    uniform: Tensor | None,
+    sampling: Sampling,
+    max_steps: int,
+    stop: Collection[int],
+) -> Decoded:
     batch, device = len(prompts), prompts.device
-    uniform = None if deterministic else noise.uniform(max_steps).to(device)
     logits, decoder = prefill(model, prompts, prompt_mask, max_steps)
     stop_ids = torch.tensor(sorted(stop), dtype=torch.long, device=device)
     actions = torch.zeros(batch, max_steps, dtype=torch.long, device=device)
