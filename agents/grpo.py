@@ -68,10 +68,9 @@ class GRPO(OnPolicyAgent):
     config_class = GRPOConfig
     config: GRPOConfig
 
-    def targets(self, episodes: Trajectories, penalty: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def targets(self, episodes: Trajectories, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         c = self.config
-        returns = episodes.returns - penalty.sum(1)
-        advantage = group_advantages(returns, episodes.group, episodes.valid, c.advantage, c.epsilon)
+        advantage = group_advantages(episodes.returns, episodes.group, episodes.valid, c.advantage, c.epsilon)
         return advantage[:, None] * episodes.mask, None
 
     def loss(self, batch: Batch, now: Evaluation, weights: Tensor, share: Tensor) -> tuple[Tensor, Metrics]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..trajectories import Trajectories
 from .agent import Agent, AgentConfig
 from .checkpoint import flatten_optimizer, restore_optimizer
-from .divergences import kl_estimate
+from .divergences import kl_estimate, kl_reward_penalty
 from .objectives import aggregation_weights, clipped_surrogate, log_ratios
 from .policies.policy import Evaluation
 from .references import Reference
@@ -124,9 +124,8 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """Rows ``index``, cut to the longest episode among them."""
         episodes = self.episodes.select(index)
-        steps = max(1, int(episodes.lengths.max())) if bool(episodes.mask.any()) else 1
         last = episodes.mask.long() * torch.arange(1, episodes.mask.shape[1] + 1, device=episodes.mask.device)
-        steps = max(steps, int(last.max()))
+        steps = max(1, int(last.max()))
 
         def cut(x: Tensor | None, extra: int = 0) -> Tensor | None:
             return None if x is None else x[index.to(x.device)][:, : steps + extra]
@@ -165,12 +164,11 @@ class OnPolicyAgent(Agent):
         self.reference = Reference(self.policy, c.reference, c.reference_soup)
 
     @abstractmethod
-    def targets(self, episodes: Trajectories, penalty: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def targets(self, episodes: Trajectories, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Advantages ``[B, T]`` and, with a critic, its regression targets ``[B, T]``.
 
         Args:
-            episodes: valid episodes.
-            penalty: ``[B, T]`` what the divergence takes from each decision's reward (0 unless ``kl_in="reward"``).
+            episodes: valid episodes; with ``kl_in="reward"`` their rewards are less the divergence of each decision.
             values: ``[B, T + 1]`` of the critic before any update; None without one.
         """
 
@@ -223,10 +221,11 @@ class OnPolicyAgent(Agent):
                 "train/kl": kl_estimate(old, reference, "k1").mul(mask).sum(1).mean().item(),
                 "train/kl_per_decision": per_token.item(),
             }
-        penalty = torch.zeros_like(old)
+        shaped = episodes
         if c.kl_coef and c.kl_in == "reward" and reference is not None:
-            penalty = c.kl_coef * kl_estimate(old, reference, c.kl_estimator) * mask
-        advantages, returns = self.targets(episodes, penalty, values)
+            rewards = kl_reward_penalty(episodes.rewards, old, reference, mask, c.kl_coef, c.kl_estimator)
+            shaped = dataclasses.replace(episodes, rewards=rewards)
+        advantages, returns = self.targets(shaped, values)
         return Batch(episodes, advantages, old, reference, values, returns), metrics
 
     def score(self, policy: Any, episodes: Trajectories) -> Evaluation:

@@ -71,12 +71,11 @@ class PPO(OnPolicyAgent):
     config: PPOConfig
     needs_values = True
 
-    def targets(self, episodes: Trajectories, penalty: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def targets(self, episodes: Trajectories, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         c = self.config
         assert values is not None
         bootstrap = episodes.truncated & torch.tensor(c.bootstrap_truncated, device=values.device)
-        rewards = episodes.rewards - penalty
-        advantages, returns = gae(rewards, values, episodes.mask, bootstrap, c.gamma, c.gae_lambda)
+        advantages, returns = gae(episodes.rewards, values, episodes.mask, bootstrap, c.gamma, c.gae_lambda)
         if c.whiten_advantages:
             advantages = whiten(advantages, episodes.mask)
         return advantages, returns

@@ -224,13 +224,13 @@ def test_the_penalty_in_the_reward_is_exact(make, name, estimator):
     assert d.abs().max() > 1e-3
     seen, targets = {}, agent.targets
 
-    def spy(valid, penalty, values):
-        seen["penalty"] = penalty
-        return targets(valid, penalty, values)
+    def spy(shaped, values):
+        seen["rewards"] = shaped.rewards
+        return targets(shaped, values)
 
     agent.targets = spy
     batch, metrics = agent.prepare(episodes)
-    torch.testing.assert_close(seen["penalty"], 0.25 * cost, atol=1e-6, rtol=0)
+    torch.testing.assert_close(episodes.rewards - seen["rewards"], 0.25 * cost, atol=1e-6, rtol=0)
     assert metrics["train/kl"] == pytest.approx(d.sum(1).mean().item(), abs=1e-5)
     if name == "grpo":
         net = (episodes.returns - 0.25 * cost.sum(1)).reshape(4, 4)
