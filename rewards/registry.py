@@ -134,6 +134,23 @@ def build(name: str, arguments: Mapping[str, Any]) -> Reward:
     return reward
 
 
+def _build_named(value: str) -> Reward:
+    """Builds ``"name"`` or ``"name:argument"``, the value of the reward's main argument."""
+    name, colon, text = value.partition(":")
+    if not colon or value in _TABLE:
+        return build(value, {})
+    target = _resolve(name)
+    key = getattr(target, "main_argument", None)
+    if key is None:
+        raise ValueError(f"reward {name!r} has no main argument, so that nothing may follow its name; got {value!r}")
+    default = next(f.default for f in fields(target) if f.name == key)  # type: ignore[arg-type]
+    kind = type(default) if isinstance(default, int | float) and not isinstance(default, bool) else str
+    try:
+        return build(name, {key: kind(text)})
+    except ValueError as error:
+        raise ValueError(f"reward {value!r}: {error}") from error
+
+
 def from_dict(data: Mapping[str, Any]) -> Reward:
     """Builds a reward from ``Reward.to_dict()``. Only registered names are followed: a file cannot name a class.
 
@@ -148,8 +165,13 @@ def from_dict(data: Mapping[str, Any]) -> Reward:
 def as_reward(value: str | Mapping[str, Any] | Callable[..., Any] | Reward) -> Reward:
     """Turns a registered name, a JSON form or a function with TRL's signature into a reward; a reward stays itself.
 
+    ``"name:argument"`` gives a reward its main argument, the field named by its class attribute ``main_argument``:
+    ``"symmetry:vertical"`` is ``{"type": "symmetry", "axis": "vertical"}``. The argument is read as a number where the
+    field's default is one, otherwise as text.
+
     Raises:
-        ValueError: if the name is unknown (the message lists those that exist) or the dict is malformed.
+        ValueError: if the name is unknown (the message lists those that exist), takes no argument, or the argument or
+            the dict is malformed.
         TypeError: if the value is none of these.
     """
     from .function import FunctionReward
@@ -160,7 +182,7 @@ def as_reward(value: str | Mapping[str, Any] | Callable[..., Any] | Reward) -> R
     if isinstance(value, TrlReward):
         return value.reward
     if isinstance(value, str):
-        return build(value, {})
+        return _build_named(value)
     if isinstance(value, Mapping):
         return from_dict(value)
     if callable(value) and not inspect.isclass(value):

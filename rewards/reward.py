@@ -21,12 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .algebra import Clip, LogSigmoid, Schedule
     from .isolate import Isolated
     from .normalize import Normalize
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A string, or a list of chat messages ``{"role": ..., "content": ...}``."""
+
+Completion: TypeAlias = "Text | NDArray[Any] | Image"
+"""A text, or an image: an array ``[H, W, 3]`` or a PIL image. Which of them a reward takes, it checks itself."""
 
 
 def text_of(text: Text) -> str:
@@ -124,14 +129,16 @@ class Reward(ABC):
     __array_ufunc__: ClassVar[None] = None  # so that np.float64(0.5) * reward reaches Reward.__rmul__
 
     @abstractmethod
-    def _score(self, completions: list[Text], prompts: list[Text] | None, columns: dict[str, Any]) -> RewardScores:
+    def _score(self, completions: list[Any], prompts: list[Text] | None, columns: dict[str, Any]) -> RewardScores:
         """Scores samples whose lengths have been checked."""
 
-    def score(self, completions: Sequence[Text], prompts: Sequence[Text] | None = None, **columns: Any) -> RewardScores:
+    def score(
+        self, completions: Sequence[Completion], prompts: Sequence[Text] | None = None, **columns: Any
+    ) -> RewardScores:
         """Scores completions.
 
         Args:
-            completions: ``n`` strings or lists of chat messages.
+            completions: ``n`` strings or lists of chat messages; for rewards on images, ``n`` images.
             prompts: As many prompts, or None.
             **columns: Dataset columns; a list, tuple or array holds one entry a sample.
 
@@ -148,7 +155,7 @@ class Reward(ABC):
         return scores
 
     def __call__(
-        self, completions: Sequence[Text], prompts: Sequence[Text] | None = None, **columns: Any
+        self, completions: Sequence[Completion], prompts: Sequence[Text] | None = None, **columns: Any
     ) -> list[float | None]:
         """Scores with TRL's signature: a float, None where the reward does not apply, NaN where it failed."""
         return self.score(completions, prompts, **columns).to_list()
