@@ -142,6 +142,25 @@ class Policy(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not implement evaluate_actions")
 
+    def log_likelihood(self, trajectories: Trajectories, noise: RowNoise | None = None) -> Tensor:
+        r"""How likely what an episode made is, given where it began; differentiable.
+
+        Here the exact value of the decisions, :math:`\sum_t \log \pi(a_t | s_t)`, summed and not averaged over them:
+        preference losses and weighted regression are defined by it. A policy whose exact value would cost a pass a
+        decision (a denoiser) overrides this with the surrogate of its method family, which may be an estimate from
+        random numbers and equal a log-likelihood only up to a constant and a scale. So only differences between two
+        policies, at equal noise, mean anything that does not depend on the policy's class.
+
+        Args:
+            trajectories: episodes, of which the actions (of a surrogate: those that make up the final output) count.
+            noise: one stream a row for a surrogate that draws; rows with equal streams share what is drawn. None takes
+                streams that are the same at every call. Not read here.
+
+        Returns:
+            ``[B]``, float.
+        """
+        return self.evaluate_actions(trajectories).log_probs.sum(1)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
