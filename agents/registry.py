@@ -28,6 +28,10 @@ AGENTS = {
         ".grpo:GRPO", "group-relative policy optimisation: several episodes of a prompt, judged against each other"
     ),
     "ppo": Entry(".ppo:PPO", "proximal policy optimisation with a critic"),
+    "dpo": Entry(
+        ".preference.dpo:DPO", "direct preference optimisation: pairs from a file, or the best and worst of a group"
+    ),
+    "rwr": Entry(".rwr:RWR", "reward-weighted regression: imitate one's own episodes, the better ones more"),
 }
 
 
