@@ -34,6 +34,7 @@ class Trajectories:
         sampling: the sampler's settings (temperature, top_p, ...), so that re-scoring applies the same ones.
         version: number of optimiser updates the acting policy had seen.
         info: one list of length ``B`` a key (``prompt``, ``completion``, ``invalid``, ...).
+        extras: what the policy recorded beside each action, ``[B, T, ...]`` a key (a denoiser: ``mean`` and ``std``).
     """
 
     observations: Observations
@@ -49,6 +50,7 @@ class Trajectories:
     sampling: dict[str, Any] = field(default_factory=dict)
     version: int = 0
     info: dict[str, list[Any]] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         batch, steps = self.mask.shape
@@ -60,6 +62,9 @@ class Trajectories:
                 raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, expected ({batch},)")
         if self.actions.shape[:2] != (batch, steps):
             raise ValueError(f"actions have shape {tuple(self.actions.shape)}, expected ({batch}, {steps}, ...)")
+        for name, values in self.extras.items():
+            if values.shape[:2] != (batch, steps):
+                raise ValueError(f"extras[{name!r}] has shape {tuple(values.shape)}, expected ({batch}, {steps}, ...)")
         sizes = [(k, len(v)) for k, v in self.terms.items()] + [(k, len(v)) for k, v in self.info.items()]
         for name, size in sizes:
             if size != batch:
@@ -88,7 +93,8 @@ class Trajectories:
         }
         if isinstance(self.observations, dict):
             changes["observations"] = {k: v[rows.to(v.device)] for k, v in self.observations.items()}
-        changes["terms"] = {k: v[rows.to(v.device)] for k, v in self.terms.items()}
+        for name in ("terms", "extras"):
+            changes[name] = {k: v[rows.to(v.device)] for k, v in getattr(self, name).items()}
         keep = rows.tolist()
         changes["info"] = {k: [v[i] for i in keep] for k, v in self.info.items()}
         return replace(self, **changes)
@@ -100,7 +106,8 @@ class Trajectories:
         }
         if isinstance(self.observations, dict):
             changes["observations"] = {k: v.to(device) for k, v in self.observations.items()}
-        changes["terms"] = {k: v.to(device) for k, v in self.terms.items()}
+        for name in ("terms", "extras"):
+            changes[name] = {k: v.to(device) for k, v in getattr(self, name).items()}
         return replace(self, **changes)
 
 
@@ -134,6 +141,7 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     per_row = ("terminated", "truncated", "valid", "group")
     changes: dict[str, Any] = {n: torch.cat([pad_time(getattr(p, n), steps) for p in parts]) for n in per_step}
     changes |= {n: torch.cat([getattr(p, n) for p in parts]) for n in per_row}
+    changes["extras"] = {k: torch.cat([pad_time(p.extras[k], steps) for p in parts]) for k in parts[0].extras}
     return replace(
         parts[0],
         observations=observations,

@@ -27,6 +27,7 @@ from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, chec
 from .checkpoint import STATE, load_json
 from .grpo import GRPO, GRPOConfig
 from .plots import plot_learning
+from .policies import is_denoising
 from .policies.policy import Policy, RowNoise
 from .registry import agent_class
 from .report import Report
@@ -46,12 +47,14 @@ class Experiment:
         env: environment id.
         agent: grpo or ppo.
         model: language model: stories (embedded), smollm2-135m (after `aligngym assets smollm2`), a folder or a hub
-            name. It also gives the environment its tokenizer. None: stories for text, a small network elsewhere.
+            name; it also gives the environment its tokenizer. Image model: emoji-diffusion, emoji-flow (embedded), or
+            a diffusers pipeline's folder or hub name. None: the environment's own, a small network where it has none.
         reward: a reward's name, its JSON form, or a .json file with that. None: the environment's own.
         prompts: training prompts: a JSONL, JSON, CSV or Parquet file. None: the embedded story openings.
         eval_prompts: held-out prompts. None: the embedded ones, or, where prompts is given, those themselves.
         max_new_tokens: tokens of a completion at most. None: the environment's default.
         env_options: further arguments of the environment, as JSON: '{"max_prompt_tokens": 128}'.
+        policy_options: arguments of an image policy, as JSON: '{"guidance": 3, "sampler": "dance_sde"}'.
         episodes: episodes in all; a resumed run goes on up to this number.
         seed: of initial weights, prompts and actions: the same seed gives the same run.
         out: folder of the run. None: a new one in runs/.
@@ -74,6 +77,7 @@ class Experiment:
     eval_prompts: str | None = None
     max_new_tokens: int | None = None
     env_options: str = "{}"
+    policy_options: str = "{}"
     episodes: int = 2048
     seed: int = 0
     out: str | None = None
@@ -224,7 +228,8 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         "max_new_tokens": experiment.max_new_tokens,
         "tokenizer": experiment.model if "tokenizer" in accepted else None,
     }
-    options = {k: v for k, v in options.items() if v is not None} | parse_options(experiment.env_options)
+    given = parse_options(experiment.env_options, "env_options")
+    options = {k: v for k, v in options.items() if v is not None} | given
     if unknown := [name for name in options if name not in accepted]:
         raise ValueError(
             f"{experiment.env} takes no {', '.join(unknown)}; it takes: {', '.join(accepted) or 'no options'}"
@@ -262,30 +267,55 @@ def parse_reward(text: str | None) -> Any:
         raise ValueError(f"reward is no JSON: {error}") from error
 
 
-def parse_options(text: str) -> dict[str, Any]:
-    """Options of an environment from JSON."""
+def parse_options(text: str, name: str) -> dict[str, Any]:
+    """The options in the field ``name`` of an experiment, from JSON."""
     try:
         options = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"env_options is {text!r}, which is no JSON: {error}") from error
+        raise ValueError(f"{name} is {text!r}, which is no JSON: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"env_options is {text!r}, expected a JSON object such as '{{\"max_prompt_tokens\": 128}}'")
+        raise ValueError(f"{name} is {text!r}, expected a JSON object such as '{{\"guidance\": 3}}'")
     return options
 
 
 def make_policy(experiment: Experiment, env: VectorEnv[Any, Any, Any], *, value: bool = False) -> Policy | None:
-    """The language model that the experiment names; None for environments without tokens, whose agent builds its own.
+    """The model that the experiment names; None for environments of neither text nor samples, whose agent builds its own.
 
     Raises:
-        ValueError: if there is no such model, its context is too short, or the environment has no tokens.
+        ValueError: if there is no such model, an option does not fit it, or the environment needs none.
     """
-    space = env.single_observation_space
+    space, options = env.single_observation_space, parse_options(experiment.policy_options, "policy_options")
+    if is_denoising(env):
+        return _denoiser(experiment, env, options, value)
+    if options:
+        raise ValueError(f"policy_options are for image policies, but {experiment.env} has no samples: leave it out")
     if not (isinstance(space, gym.spaces.Dict) and "input_ids" in space.spaces):
         if experiment.model is not None:
             raise ValueError(
-                f"model={experiment.model!r} is a language model, but {experiment.env} has no tokens: leave it out"
+                f"model={experiment.model!r} names a model, but {experiment.env} has neither tokens nor samples: leave it out"
             )
         return None
+    return _language_model(experiment, env, value)
+
+
+def _denoiser(experiment: Experiment, env: VectorEnv[Any, Any, Any], options: dict[str, Any], value: bool) -> Policy:
+    from .policies.denoiser_policy import DenoiserPolicy
+
+    unwrapped: Any = env.unwrapped
+    options = {"num_steps": unwrapped.max_steps, "value_head": value, "critic_seed": experiment.seed, **options}
+    try:
+        policy = DenoiserPolicy.from_pretrained(experiment.model or unwrapped.model, **options)
+    except TypeError as error:
+        raise ValueError(f"policy_options={experiment.policy_options}: {error}") from error
+    if policy.denoiser.shape != unwrapped.shape:
+        raise ValueError(
+            f"the model denoises samples of shape {policy.denoiser.shape}, the environment's have {unwrapped.shape}: "
+            'give the environment "shape" in env_options'
+        )
+    return policy
+
+
+def _language_model(experiment: Experiment, env: VectorEnv[Any, Any, Any], value: bool) -> Policy:
     from transformers.utils import logging
 
     from .policies.decoding import Sampling
@@ -305,6 +335,7 @@ def make_policy(experiment: Experiment, env: VectorEnv[Any, Any, Any], *, value:
         raise
     except OSError as error:
         raise ValueError(f"model={name!r} cannot be loaded from a folder or the hub: {error}") from error
+    space: Any = env.single_observation_space
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     longest = (space["input_ids"].shape or (0,))[0]
     if context is not None and longest > context:

@@ -130,6 +130,7 @@ class _Record:
     rows: int
     frames: list[Observations] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
+    extras: dict[str, list[Tensor]] = field(default_factory=dict)
     log_probs: list[Tensor] = field(default_factory=list)
     rewards: list[npt.NDArray[np.float64]] = field(default_factory=list)
     active_at: list[Flags] = field(default_factory=list)
@@ -156,6 +157,8 @@ class _Record:
         self.active_at.append(active)
         self.actions.append(_zero_rows(decision.actions, ~active))
         self.log_probs.append(_zero_rows(decision.log_probs, ~active))
+        for key, values in decision.extras.items():
+            self.extras.setdefault(key, []).append(_zero_rows(values, ~active))
         self.rewards.append(np.where(active, rewards, 0.0))
         ended = active & (terminated | truncated)
         if not self.policy.first_observation_only:
@@ -202,6 +205,7 @@ class _Record:
             sampling=self.policy.sampling,
             version=self.policy.version,
             info={"invalid": [None] * self.rows} | self.info,
+            extras={k: torch.stack(v, 1) for k, v in self.extras.items()},
         )
 
 

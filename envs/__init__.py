@@ -31,6 +31,18 @@ ENVIRONMENTS = {
         extra=None,
         summary="continue a prompt token by token; the finished text is rewarded",
     ),
+    "DiffusionAlign-v0": Entry(
+        single=".image.denoising:DiffusionAlignEnv",
+        batched=".image.denoising:DiffusionAlignVectorEnv",
+        extra="image",
+        summary="denoise a sample step by step with a diffusion model; the finished image is rewarded",
+    ),
+    "FlowAlign-v0": Entry(
+        single=".image.denoising:FlowAlignEnv",
+        batched=".image.denoising:FlowAlignVectorEnv",
+        extra="image",
+        summary="the same with a flow model",
+    ),
     "TabularBandit-v0": Entry(
         single=".bandit:TabularBanditEnv",
         batched=".bandit:TabularBanditVectorEnv",

@@ -58,7 +58,7 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
         action_space: the same for actions.
         max_steps: decisions an episode has at most, at least 1.
         terminal_actions: actions that end an episode, told to the policy so that it stops where the environment does.
-        render_mode: None, or "ansi" for text.
+        render_mode: None, or one of ``metadata["render_modes"]``: "ansi" for text, "rgb_array" for images.
         device: None for numpy observations; a torch device for tensors there (observations only).
 
     Raises:
@@ -120,8 +120,8 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
         """Score the finished episodes of ``rows``."""
 
     @abstractmethod
-    def _render_row(self, row: int) -> str:
-        """One episode so far, as text."""
+    def _render_row(self, row: int) -> Any:
+        """One episode so far: text for "ansi", an image for "rgb_array"."""
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
@@ -208,9 +208,9 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
         )
         return self._replay(episodes, row_groups(row_seeds(seed, self.num_envs)))
 
-    def render(self) -> tuple[str, ...] | None:
-        """Each running episode as text; None unless ``render_mode`` is "ansi"."""
-        return tuple(self._render_row(i) for i in range(self.num_envs)) if self.render_mode == "ansi" else None
+    def render(self) -> tuple[Any, ...] | None:
+        """Each running episode, as ``render_mode`` asks for it; None without one."""
+        return None if self.render_mode is None else tuple(self._render_row(i) for i in range(self.num_envs))
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the next steps depend on, of JSON's types."""
@@ -362,9 +362,9 @@ class GenerationEnv(gymnasium.Env[Any, Any]):
         self._seed_row(seed)
         return self.batch.rollout(policy, noise=noise, options=options, deterministic=deterministic)
 
-    def render(self) -> str | None:
-        """The running episode as text; None unless ``render_mode`` is "ansi"."""
-        return self.batch._render_row(0) if self.render_mode == "ansi" else None
+    def render(self) -> Any:
+        """The running episode, as ``render_mode`` asks for it; None without one."""
+        return None if self.render_mode is None else self.batch._render_row(0)
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the next steps depend on, of JSON's types."""

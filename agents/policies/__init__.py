@@ -13,7 +13,7 @@ from .policy import Decision, Evaluation, Policy, RowNoise
 
 __all__ = ["Decision", "Evaluation", "Policy", "RowNoise", "build_policy", "policy_class"]
 
-CLASSES = {"LMPolicy": ".lm", "ControlPolicy": ".control", "TabularPolicy": ".control"}
+CLASSES = {"LMPolicy": ".lm", "DenoiserPolicy": ".denoiser_policy", "ControlPolicy": ".control", "TabularPolicy": ".control"}
 
 
 def policy_class(name: str) -> type[Any]:
@@ -35,21 +35,35 @@ def build_policy(
     """The default policy for an environment's spaces.
 
     Args:
-        env: token environments (``input_ids`` in the observation) get a language model, others a perceptron.
-        model: name of the language model; None takes the environment's own tokenizer's model, ``"stories"``.
+        env: token environments (``input_ids`` in the observation) get a language model, denoising ones (``sample``) a
+            denoiser, others a perceptron.
+        model: name of the model; None takes the environment's own: ``"stories"``, or its ``model``.
         value: with a critic.
         generator: source of initial weights that are drawn.
 
     Raises:
-        ValueError: if a model name is given for an environment without tokens.
+        ValueError: if a model name is given for an environment that has neither tokens nor samples.
     """
     space = env.single_observation_space
     if isinstance(space, spaces.Dict) and "input_ids" in space.spaces:
         from .lm import LMPolicy
 
         return LMPolicy.from_pretrained(model or "stories", value_head=value)
+    if is_denoising(env):
+        from .denoiser_policy import DenoiserPolicy
+
+        unwrapped: Any = env.unwrapped
+        return DenoiserPolicy.from_pretrained(
+            model or unwrapped.model, num_steps=unwrapped.max_steps, value_head=value, critic_seed=generator.initial_seed()
+        )
     if model is not None:
-        raise ValueError(f"policy={model!r} names a language model, but the observations of {env} are {space}")
+        raise ValueError(f"policy={model!r} names a model, but the observations of {env} are {space}")
     from .control import ControlPolicy
 
     return ControlPolicy(space, env.single_action_space, value=value, generator=generator)
+
+
+def is_denoising(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether the environment's states are samples that are denoised."""
+    space = env.single_observation_space
+    return isinstance(space, spaces.Dict) and {"sample", "timestep", "prompt"} <= set(space.spaces)

@@ -40,6 +40,8 @@ class ControlPolicy(Policy):
         ValueError: if ``activation`` is unknown.
     """
 
+    scores_apart = True
+
     def __init__(
         self,
         observation_space: Space[Any],
@@ -145,6 +147,8 @@ class TabularPolicy(Policy):
         num_actions: columns of the table, >= 1.
         value: whether there is a critic.
     """
+
+    scores_apart = True
 
     def __init__(self, num_states: int, num_actions: int, value: bool = True) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -16,10 +16,11 @@ from ...trajectories import Trajectories
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision for a batch: ``actions [B, ...]`` and their ``log_probs [B]``."""
+    """One decision for a batch: ``actions [B, ...]``, ``log_probs [B]``, and ``extras`` to record, ``[B, ...]`` each."""
 
     actions: Tensor
     log_probs: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,31 @@ class Evaluation:
         log_probs: ``[B, T]`` log-probability of each recorded action; 0 at padding.
         entropy: ``[B, T]`` entropy in nats of the distribution it was drawn from; 0 at padding.
         values: ``[B, T + 1]`` value of the state after ``t`` actions, column ``t``; None without critic.
+        gaussian: of the Gaussians that the actions were drawn from; None for other distributions.
     """
 
     log_probs: Tensor
     entropy: Tensor
     values: Tensor | None = None
+    gaussian: Gaussian | None = None
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Isotropic Gaussian decisions of an episode, ``N(mean, std^2 I)``.
+
+    Attributes:
+        mean: ``[B, T, ...]``, differentiable; 0 where nothing was scored.
+        std: ``[B, T]``, which no parameter moves; 0 where the decision is deterministic.
+        step_size: ``[B, T]`` length ``h`` of the step in time, for stochastic differential equations; else None.
+        divisor: what sums over dimensions are divided by, so that all terms of a loss agree: 1 for the true
+            log-probability, the number of dimensions where log-probabilities are means over them.
+    """
+
+    mean: Tensor
+    std: Tensor
+    step_size: Tensor | None
+    divisor: float
 
 
 class RowNoise:
@@ -45,11 +66,18 @@ class RowNoise:
 
     Args:
         seeds: one non-negative integer a row.
+        prefix_seeds: of the streams that the first ``prefix_draws`` draws come from, one a row: rows that share a
+            prefix seed act alike until then, and branch. None: no prefix.
+        prefix_draws: calls of :meth:`uniform` or :meth:`normal` that belong to the prefix.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], prefix_seeds: Sequence[int] | None = None, prefix_draws: int = 0) -> None:
+        if prefix_seeds is not None and len(prefix_seeds) != len(seeds):
+            raise ValueError(f"prefix_seeds has {len(prefix_seeds)} entries, expected {len(seeds)}, one a row")
         self.seeds = [int(s) for s in seeds]
         self._rows = [np.random.default_rng(s) for s in self.seeds]
+        self._prefix = [np.random.default_rng(int(s)) for s in prefix_seeds or []]
+        self._prefix_draws = prefix_draws if prefix_seeds is not None else 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,15 +86,24 @@ class RowNoise:
         """The streams of some rows, where they stand: drawing from the part advances the whole."""
         part = RowNoise([])
         part.seeds, part._rows = self.seeds[rows], self._rows[rows]
+        part._prefix, part._prefix_draws = self._prefix[rows], self._prefix_draws
         return part
+
+    def _streams(self) -> list[np.random.Generator]:
+        """Those that the next draw comes from."""
+        if self._prefix_draws <= 0:
+            return self._rows
+        self._prefix_draws -= 1
+        return self._prefix
 
     def uniform(self, steps: int) -> Tensor:
         """``[B, steps]`` float64 in [0, 1)."""
-        return torch.from_numpy(np.stack([row.random(steps) for row in self._rows]))
+        return torch.from_numpy(np.stack([row.random(steps) for row in self._streams()]))
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """``[B, *shape]`` float32 standard normal."""
-        return torch.from_numpy(np.stack([row.standard_normal(tuple(shape), dtype=np.float32) for row in self._rows]))
+        drawn = [row.standard_normal(tuple(shape), dtype=np.float32) for row in self._streams()]
+        return torch.from_numpy(np.stack(drawn))
 
 
 class Policy(nn.Module):
@@ -75,10 +112,15 @@ class Policy(nn.Module):
     Attributes:
         first_observation_only: True where states are rebuilt from an episode's first observation and its actions, so
             that only that observation is recorded (text, images); False where every observation is (control).
+        scores_apart: True where ``evaluate_actions`` scores each decision of the mask by itself, so that an update may
+            read some of an episode's decisions and save the work of the others; False for one pass over a sequence.
+        deterministic_evaluation: whether evaluation plays the policy's deterministic counterpart unless told otherwise.
         version: optimiser updates seen; the agent sets it and trajectories carry it.
     """
 
     first_observation_only: bool = False
+    scores_apart: bool = False
+    deterministic_evaluation: bool = False
     version: int = 0
 
     @property
@@ -160,6 +202,14 @@ class Policy(nn.Module):
             ``[B]``, float.
         """
         return self.evaluate_actions(trajectories).log_probs.sum(1)
+
+    def state_values(self, trajectories: Trajectories) -> Tensor | None:
+        """``[B, T + 1]`` of the critic alone; None without one."""
+        return self.evaluate_actions(trajectories).values
+
+    def drawn(self, trajectories: Trajectories) -> Tensor:
+        """``[B, T]`` bool, the decisions that were drawn at random: those that a policy gradient can read."""
+        return trajectories.mask
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,1 @@
+"""Images and other vectors, made by denoising."""
