@@ -197,7 +197,8 @@ def _evaluate(
     device: str = "auto",
     threads: int = 0,
 ) -> None:
-    from .agents.experiment import make_env, open_agent, set_threads
+    from .agents.build import make_env
+    from .agents.experiment import open_agent, set_threads
     from .agents.report import describe, show_episodes
 
     if episodes < 1:

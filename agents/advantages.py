@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-GroupAdvantage = Literal["zscore", "centered", "leave_one_out", "none"]
+GroupAdvantage = Literal["zscore", "batch_zscore", "centered", "leave_one_out", "none"]
 
 
 @torch.no_grad()
@@ -84,6 +84,7 @@ def group_advantages(
     With mean :math:`m`, standard deviation :math:`s` (ddof 1) and size :math:`G` of the valid episodes of a group:
 
     - ``zscore``: :math:`(r_i - m) / (s + \epsilon)`, GRPO (Shao et al. 2024, arXiv:2402.03300).
+    - ``batch_zscore``: the same with the standard deviation of all valid episodes, Flow-GRPO (arXiv:2505.05470).
     - ``centered``: :math:`r_i - m`, Dr. GRPO (Liu et al. 2025, arXiv:2503.20783).
     - ``leave_one_out``: :math:`r_i - \frac{1}{G-1} \sum_{j \ne i} r_j = \frac{G}{G-1} (r_i - m)`, RLOO (Ahmadian et
       al. 2024, arXiv:2402.14740).
@@ -123,6 +124,9 @@ def group_advantages(
     if kind == "zscore":
         variance = zeros.index_add(0, index, centered.square()) / (size - 1).clamp(min=1)
         scale = 1 / (variance.sqrt() + eps).masked_fill(~informative, 1.0)
+    elif kind == "batch_zscore":
+        spread = kept[valid].std() if int(valid.sum()) > 1 else kept.new_zeros(())
+        scale = (1 / (spread + eps)).expand_as(zeros)
     elif kind == "leave_one_out":
         scale = size / (size - 1).clamp(min=1)
     else:

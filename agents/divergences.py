@@ -76,6 +76,31 @@ def kl_reward_penalty(
     return rewards - beta * kl_estimate(log_probs, reference_log_probs, kind).where(mask, 0.0)
 
 
+def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor, divisor: float = 1.0) -> Tensor:
+    r"""Exact :math:`KL(N(\mu, S^2 I) \| N(\mu_{ref}, S^2 I)) = \|\mu - \mu_{ref}\|^2 / (2 S^2)`; differentiable.
+
+    For a step of a flow's SDE, :math:`\mu - \mu_{ref} = b_k (v - v_{ref})` with
+    :math:`b_k = -h (1 + \sigma^2 (1 - t) / (2t))` and :math:`S = \sigma\sqrt h`, which gives Flow-GRPO's
+
+    .. math:: \frac h2 \left(\frac{\sigma (1 - t)}{2t} + \frac1\sigma\right)^2 \|v - v_{ref}\|^2
+
+    Its code divides by :math:`2\sigma^2` instead, which is :math:`h` times this, and takes the mean over dimensions: a
+    weight :math:`\beta` there is :math:`\beta h / d` here (``divisor=1``) for equal steps.
+
+    Args:
+        mean: ``[B, T, ...]`` float.
+        reference_mean: ``[B, T, ...]`` float.
+        std: ``[B, T]`` float, shared by both; the divergence counts as 0 where it is 0.
+        divisor: number that the sum over dimensions is divided by.
+
+    Returns:
+        ``[B, T]`` in nats (times 1 / ``divisor``).
+    """
+    squares = (mean - reference_mean).square().flatten(2).sum(2)
+    drawn = std > 0
+    return (squares / (2 * std.where(drawn, 1.0).square()) / divisor).where(drawn, 0.0)
+
+
 def categorical_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     r"""Exact :math:`KL(p \| q) = \sum_a p_a (\log p_a - \log q_a)` of categorical distributions; differentiable.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 import warnings
@@ -13,21 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec, load_env_creator
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from ..assets import model_path
 from .agent import Agent, AgentConfig
 from .alarms import Alarms
+from .build import make_env, make_policy
 from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, checkpoints
 from .checkpoint import STATE, load_json
 from .grpo import GRPO, GRPOConfig
 from .plots import plot_learning
-from .policies import is_denoising
 from .policies.policy import Policy, RowNoise
 from .registry import agent_class
 from .report import Report
@@ -201,149 +196,6 @@ def set_threads(policy: Policy, threads: int) -> None:
     """Give torch ``threads``; 0 is one thread for a small policy, else torch's choice."""
     if threads or sum(p.numel() for p in policy.parameters()) < SMALL:
         torch.set_num_threads(threads or 1)
-
-
-def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorEnv[Any, Any, Any]:
-    """The experiment's environment.
-
-    Args:
-        experiment: names it, and those of its arguments that are not the default.
-        rows: episodes side by side; simulators run at most 16, a divisor of it.
-        split: ``"train"`` or ``"eval"``, for environments with held-out states.
-
-    Raises:
-        ValueError: if the id is unknown, or the environment does not take an option that the experiment sets.
-        FileNotFoundError: if the model was not fetched yet.
-    """
-    try:
-        spec = gym.spec(experiment.env)
-    except gym.error.Error as error:
-        raise ValueError(f"{error} `aligngym list envs` shows this package's; others are Gymnasium's") from error
-    if experiment.model is not None:
-        model_path(experiment.model)  # says what to do where the model was not fetched yet
-    accepted = environment_parameters(spec)
-    options: dict[str, Any] = {
-        "reward": parse_reward(experiment.reward),
-        "prompts": experiment.prompts if split == "train" else experiment.eval_prompts or experiment.prompts,
-        "max_new_tokens": experiment.max_new_tokens,
-        "tokenizer": experiment.model if "tokenizer" in accepted else None,
-    }
-    given = parse_options(experiment.env_options, "env_options")
-    options = {k: v for k, v in options.items() if v is not None} | given
-    if unknown := [name for name in options if name not in accepted]:
-        raise ValueError(
-            f"{experiment.env} takes no {', '.join(unknown)}; it takes: {', '.join(accepted) or 'no options'}"
-        )
-    if split != "train" and "split" in accepted:
-        options.setdefault("split", split)
-    if hasattr(environment_class(spec), "rollout"):
-        return gym.make_vec(spec, num_envs=rows, vectorization_mode="vector_entry_point", **options)
-    # Others' batched environments take one seed for all rows; groups need one a row.
-    return gym.make_vec(spec, num_envs=math.gcd(rows, 16), vectorization_mode="sync", **options)
-
-
-def environment_class(spec: EnvSpec) -> Any:
-    """What makes the environment: its batched class where that plays whole episodes, else the single one."""
-    entries = [load_env_creator(e) if isinstance(e, str) else e for e in (spec.vector_entry_point, spec.entry_point)]
-    return entries[0] if hasattr(entries[0], "rollout") else entries[1]
-
-
-def environment_parameters(spec: EnvSpec) -> list[str]:
-    """Names of the arguments that an environment is made with, its number of rows left out."""
-    parameters = inspect.signature(environment_class(spec)).parameters.values()
-    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    return [name for name in named if name not in ("num_envs", "render_mode")]
-
-
-def parse_reward(text: str | None) -> Any:
-    """A reward's name, or its JSON form from the text or a file."""
-    if text is None or not (text.lstrip().startswith("{") or text.endswith(".json")):
-        return text
-    if text.endswith(".json"):
-        text = Path(text).read_text("utf-8")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"reward is no JSON: {error}") from error
-
-
-def parse_options(text: str, name: str) -> dict[str, Any]:
-    """The options in the field ``name`` of an experiment, from JSON."""
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is {text!r}, which is no JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{name} is {text!r}, expected a JSON object such as '{{\"guidance\": 3}}'")
-    return options
-
-
-def make_policy(experiment: Experiment, env: VectorEnv[Any, Any, Any], *, value: bool = False) -> Policy | None:
-    """The model that the experiment names; None for environments of neither text nor samples, whose agent builds its own.
-
-    Raises:
-        ValueError: if there is no such model, an option does not fit it, or the environment needs none.
-    """
-    space, options = env.single_observation_space, parse_options(experiment.policy_options, "policy_options")
-    if is_denoising(env):
-        return _denoiser(experiment, env, options, value)
-    if options:
-        raise ValueError(f"policy_options are for image policies, but {experiment.env} has no samples: leave it out")
-    if not (isinstance(space, gym.spaces.Dict) and "input_ids" in space.spaces):
-        if experiment.model is not None:
-            raise ValueError(
-                f"model={experiment.model!r} names a model, but {experiment.env} has neither tokens nor samples: leave it out"
-            )
-        return None
-    return _language_model(experiment, env, value)
-
-
-def _denoiser(experiment: Experiment, env: VectorEnv[Any, Any, Any], options: dict[str, Any], value: bool) -> Policy:
-    from .policies.denoiser_policy import DenoiserPolicy
-
-    unwrapped: Any = env.unwrapped
-    options = {"num_steps": unwrapped.max_steps, "value_head": value, "critic_seed": experiment.seed, **options}
-    try:
-        policy = DenoiserPolicy.from_pretrained(experiment.model or unwrapped.model, **options)
-    except TypeError as error:
-        raise ValueError(f"policy_options={experiment.policy_options}: {error}") from error
-    if policy.denoiser.shape != unwrapped.shape:
-        raise ValueError(
-            f"the model denoises samples of shape {policy.denoiser.shape}, the environment's have {unwrapped.shape}: "
-            'give the environment "shape" in env_options'
-        )
-    return policy
-
-
-def _language_model(experiment: Experiment, env: VectorEnv[Any, Any, Any], value: bool) -> Policy:
-    from transformers.utils import logging
-
-    from .policies.decoding import Sampling
-    from .policies.lm import LMPolicy, LoRA
-
-    name = experiment.model or "stories"
-    logging.disable_progress_bar()  # one more bar, for what takes a moment
-    try:
-        policy = LMPolicy.from_pretrained(
-            name,
-            value_head=value,
-            sampling=Sampling(temperature=experiment.temperature),
-            lora=LoRA(rank=experiment.lora_rank) if experiment.lora_rank else None,
-            gradient_checkpointing=experiment.gradient_checkpointing,
-        )
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"model={name!r} cannot be loaded from a folder or the hub: {error}") from error
-    space: Any = env.single_observation_space
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = (space["input_ids"].shape or (0,))[0]
-    if context is not None and longest > context:
-        raise ValueError(
-            f"prompt and completion take up to {longest} tokens, but the context of {name!r} has {context}: lower "
-            "max_new_tokens, or max_prompt_tokens in env_options"
-        )
-    return policy
 
 
 def new_folder(experiment: Experiment) -> Path:

@@ -13,6 +13,9 @@ Variants are values of the options:
 - Dr. GRPO (arXiv 2503.20783): ``advantage="centered", aggregation="constant"``
 - GSPO (arXiv 2507.18071): ``ratio="normalized", clip_low=3e-4, clip_high=4e-4``
 - DAPO's loss (arXiv 2503.14476): ``clip_high=0.28, aggregation="token_mean", kl_coef=0``
+- Flow-GRPO (arXiv 2505.05470), with a denoising policy: ``advantage="batch_zscore", advantage_clip=5,
+  kl_estimator="exact"``, and clip ranges of 1e-4 where the policy's ``log_prob`` is ``mean``
+- GRPO-Guard (arXiv 2510.22319): that with ``ratio="guard", step_weights="inverse_step"``
 
 Deviations: the standard deviation is the sample one (n - 1), as in TRL and verl; a group whose rewards agree up to
 rounding, or of which fewer than two episodes are valid, gives exactly zero advantage instead of amplified noise.
@@ -37,7 +40,8 @@ class GRPOConfig(OnPolicyConfig):
 
     Attributes:
         group_size: episodes that share an initial state; 4 to 64.
-        advantage: zscore (GRPO), centered (no division), leave_one_out (RLOO) or none (the raw return).
+        advantage: zscore (GRPO), batch_zscore (divides by the standard deviation of all episodes: Flow-GRPO), centered
+            (no division), leave_one_out (RLOO) or none (the raw return).
         epsilon: added to the group's standard deviation; keep it well above float noise.
         aggregation: GRPO's own is the mean of sequence means.
         learning_rate: the default suits the embedded language model.
@@ -45,7 +49,7 @@ class GRPOConfig(OnPolicyConfig):
     """
 
     group_size: int = 8
-    advantage: Literal["zscore", "centered", "leave_one_out", "none"] = "zscore"
+    advantage: Literal["zscore", "batch_zscore", "centered", "leave_one_out", "none"] = "zscore"
     epsilon: float = 1e-4
     aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant"] = (
         "sequence_mean_token_mean"
@@ -71,7 +75,7 @@ class GRPO(OnPolicyAgent):
     def targets(self, episodes: Trajectories, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         c = self.config
         advantage = group_advantages(episodes.returns, episodes.group, episodes.valid, c.advantage, c.epsilon)
-        return advantage[:, None] * episodes.mask, None
+        return self.clipped(advantage)[:, None] * episodes.mask, None
 
     def loss(self, batch: Batch, now: Evaluation, weights: Tensor, share: Tensor) -> tuple[Tensor, Metrics]:
         return self.policy_loss(batch, now, weights, share)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 RatioLevel = Literal["token", "sequence", "normalized"]
+ClipForm = Literal["pessimistic", "clamp"]
+StepWeights = Literal["uniform", "noise", "inverse_step"]
 Aggregation = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant"]
 
 MAX_LOG_RATIO = 20.0
@@ -53,7 +55,12 @@ def log_ratios(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, level: Ra
 
 
 def clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+    log_ratio: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    form: ClipForm = "pessimistic",
 ) -> tuple[Tensor, Tensor]:
     r"""PPO's pessimistic policy loss (Schulman et al. 2017, arXiv:1707.06347).
 
@@ -61,6 +68,8 @@ def clipped_surrogate(
 
     Unequal bounds are DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476); ``clip_low = clip_high = inf`` clips
     nothing. ``dual_clip`` caps the loss of negative advantages at :math:`-A c` (Ye et al. 2020, arXiv:1912.09729).
+    ``form="clamp"`` is DPOK's :math:`-A\, \mathrm{clip}(\rho)` (Fan et al. 2023, arXiv:2305.16381), no maximum:
+    a ratio outside the bounds stays stuck there, on whichever side of them the advantage would have it.
 
     Deviation: a log-ratio above 20 counts as 20, as in verl, since the infinite gradient of an overflowing
     exponential turns into NaN even where the clip discards it.
@@ -71,6 +80,7 @@ def clipped_surrogate(
         clip_low: how far below 1 the ratio may count, >= 0, usually 0.2 (GSPO: 3e-4).
         clip_high: how far above 1, >= 0.
         dual_clip: ``c`` > 1, usually 3, or None.
+        form: whether the clip binds only where it makes the loss larger, or always.
 
     Returns:
         the loss and a bool tensor that is True where a clip binds and the gradient is 0, each ``[B, T]``.
@@ -87,11 +97,65 @@ def clipped_surrogate(
     # Masks rather than max and min: at a tie those split the gradient over both arguments.
     bound = torch.where(advantages > 0, ratio.new_tensor(1 + clip_high), ratio.new_tensor(1 - clip_low))
     clipped = torch.where(advantages > 0, ratio > bound, (ratio < bound) & (advantages < 0)).detach()
+    if form == "clamp":
+        bound = ratio.detach().clamp(1 - clip_low, 1 + clip_high)
+        clipped = (ratio.detach() != bound) & (advantages != 0)
     loss = -advantages * torch.where(clipped, bound, ratio)
     if dual_clip is not None:
         capped = (advantages < 0) & (ratio.detach() > dual_clip)
         loss, clipped = torch.where(capped, -advantages * dual_clip, loss), clipped | capped
     return loss, clipped
+
+
+def guard_log_ratio(log_ratio: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor, divisor: float = 1.0) -> Tensor:
+    r"""GRPO-Guard's normalised log-ratio of Gaussian decisions (Wang et al. 2025, arXiv:2510.22319).
+
+    .. math:: \log \hat\rho = S \left(\log\rho + \frac{\|\mu - \mu_{old}\|^2}{2 S^2}\right)
+        = \epsilon \cdot (\mu - \mu_{old})
+
+    with :math:`\epsilon` the noise that was drawn. :math:`E[\log\rho] = -\|\mu - \mu_{old}\|^2 / 2S^2` is below 0, so
+    that good samples hardly ever reach the upper clip; the expectation of :math:`\log\hat\rho` is 0 at every step.
+    It is closer to 0 by the factor ``S``: clip ranges are smaller than those of the plain ratio.
+
+    Args:
+        log_ratio: ``[B, T]`` float, of each decision.
+        mean: ``[B, T, ...]`` under the current parameters; its gradient belongs to the ratio.
+        old_mean: ``[B, T, ...]`` when the actions were drawn.
+        std: ``[B, T]``; where it is 0 the result is 0.
+        divisor: of the sums over dimensions, the same as in the log-probabilities.
+
+    Returns:
+        ``[B, T]``.
+    """
+    drawn = std > 0
+    shift = (mean - old_mean.detach()).square().flatten(2).sum(2) / divisor
+    return (std * (log_ratio + shift / (2 * std.where(drawn, 1.0).square()))).where(drawn, 0.0)
+
+
+def step_weights(kind: StepWeights, noise_weight: Tensor | None, step_size: Tensor | None, mask: Tensor) -> Tensor:
+    r"""Weight of each denoising step in the policy loss, ``[B, T]``.
+
+    - ``uniform``: 1.
+    - ``noise``: :math:`w_t = S_t / \mathrm{mean}_t S_t`, TempFlow-GRPO (arXiv:2508.04324): the plain gradient's scale
+      :math:`\|\partial\mu / \partial v\| / S` is large at late steps; times ``S`` it is level.
+    - ``inverse_step``: :math:`1 / h`, GRPO-Guard's gradient reweighting.
+
+    Args:
+        kind: which of the above.
+        noise_weight: ``[B, T]`` :math:`w_t`, of Gaussian decisions; else None.
+        step_size: ``[B, T]`` :math:`h`, of flows; else None.
+        mask: ``[B, T]`` bool; other positions get 0.
+
+    Raises:
+        ValueError: if the decisions have none of what ``kind`` needs.
+    """
+    if kind == "uniform":
+        return mask.to(torch.get_default_dtype())
+    found = noise_weight if kind == "noise" else step_size
+    if found is None:
+        needed = "a Gaussian denoising policy" if kind == "noise" else "a flow model, whose steps have a length"
+        raise ValueError(f"step_weights={kind!r} needs {needed}")
+    return (found if kind == "noise" else 1 / found.where(mask, 1.0)).where(mask, 0.0)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None = None) -> Tensor:

@@ -6,118 +6,40 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..trajectories import Trajectories
-from .agent import Agent, AgentConfig
+from .agent import Agent
 from .checkpoint import flatten_optimizer, restore_optimizer
-from .divergences import kl_estimate, kl_reward_penalty
-from .objectives import aggregation_weights, clipped_surrogate, log_ratios
-from .policies.policy import Evaluation
+from .divergences import gaussian_kl, kl_estimate, kl_reward_penalty
+from .objectives import aggregation_weights, clipped_surrogate, guard_log_ratio, log_ratios, step_weights
+from .on_policy_config import OnPolicyConfig
+from .policies.policy import Evaluation, join_gaussians
 from .references import Reference
 from .rollouts import collect
+
+__all__ = ["Batch", "Metrics", "OnPolicyAgent", "OnPolicyConfig"]
 
 Metrics = dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OnPolicyConfig(AgentConfig):
-    """What PPO and GRPO have in common. Every option is independent of the others.
-
-    Attributes:
-        episodes_per_iteration: episodes collected between two rounds of updates; a multiple of group_size. 32 to 1024.
-        group_size: episodes that begin from the same state (share a prompt). GRPO needs 2 or more.
-        epochs: passes over the collected episodes. 1 to 4 (PPO); 1 is the least stale.
-        minibatch_size: episodes an optimiser step; 0 takes all of them.
-        micro_batch_size: episodes a backward pass, for memory alone: the gradient does not depend on it. 0 takes all.
-        learning_rate: Adam's. 1e-6 for billions of parameters, 1e-4 to 1e-3 for a few million or control.
-        warmup_iterations: iterations over which the learning rate rises linearly from 0.
-        adam_betas: Adam's decay rates.
-        weight_decay: AdamW's decoupled decay.
-        max_grad_norm: gradients are scaled down to this norm; 0 is off.
-        ratio: importance ratio of each token, of the whole sequence (RLOO) or its length-normalised form (GSPO).
-        clip_low: the ratio is clipped below at 1 - clip_low. 0.1 to 0.3 for token ratios, about 3e-4 for normalized.
-        clip_high: the ratio is clipped above at 1 + clip_high; larger than clip_low is DAPO's clip-higher.
-        dual_clip: for negative advantages the loss is also capped at -A * dual_clip (usual 3); 0 is off.
-        aggregation: how token losses become one number: mean over all tokens, mean of sequence means, mean of sequence
-            sums, or sum over a constant (Dr. GRPO).
-        kl_coef: weight of the divergence from the reference policy; 0 leaves it out.
-        kl_estimator: k1 = log ratio (in the reward only), k2 = half its square, k3 = Schulman's non-negative one.
-        kl_in: subtract the penalty from each decision's reward, or add it to the loss with its gradient.
-        reference: policy that the divergence is measured from: the initial one, a moving copy, an average (soup) of
-            the initial one and the checkpoints in reference_soup (SALSA), or none, which saves its forward pass.
-        reference_every: iterations between two updates of a moving reference.
-        reference_mix: share of the current policy in each update of a moving reference; 1 copies it.
-        reference_soup: checkpoint folders averaged with the initial policy for reference="soup".
-        entropy_coef: weight of an entropy bonus in the loss; 0 to 0.01.
-        old_log_probs: denominators of the ratio: as recorded while sampling, or recomputed before the first update
-            (costs a forward pass; makes the first ratio exactly 1 where sampling ran in lower precision).
-    """
-
-    episodes_per_iteration: int = 64
-    group_size: int = 1
-    epochs: int = 1
-    minibatch_size: int = 0
-    micro_batch_size: int = 0
-    learning_rate: float = 3e-4
-    warmup_iterations: int = 0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    ratio: Literal["token", "sequence", "normalized"] = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 0.0
-    aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant"] = "token_mean"
-    kl_coef: float = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    kl_in: Literal["reward", "loss"] = "loss"
-    reference: Literal["initial", "moving", "soup", "none"] = "initial"
-    reference_every: int = 10
-    reference_mix: float = 1.0
-    reference_soup: tuple[str, ...] = ()
-    entropy_coef: float = 0.0
-    old_log_probs: Literal["recorded", "recomputed"] = "recorded"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive = ("episodes_per_iteration", "group_size", "epochs", "learning_rate", "reference_every")
-        self.require(positive, lambda v: v > 0, "above 0")
-        sizes = ("minibatch_size", "micro_batch_size", "warmup_iterations", "weight_decay", "max_grad_norm")
-        self.require((*sizes, "clip_low", "clip_high", "kl_coef"), lambda v: v >= 0, "at least 0")
-        self.require(("reference_mix",), lambda v: 0 <= v <= 1, "in [0, 1]")
-        self.require(("dual_clip",), lambda v: v == 0 or v > 1, "0 (off) or above 1")
-        if self.episodes_per_iteration % self.group_size:
-            raise ValueError(
-                f"episodes_per_iteration={self.episodes_per_iteration} must be a multiple of "
-                f"group_size={self.group_size}"
-            )
-        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError(
-                "kl_estimator='k1' with kl_in='loss' has zero expected gradient: "
-                "use k2 or k3 in the loss, or kl_in='reward'"
-            )
-        if self.kl_coef and self.reference == "none":
-            raise ValueError(f"kl_coef={self.kl_coef} needs a reference policy, but reference='none'")
-        if (self.reference == "soup") != bool(self.reference_soup):
-            raise ValueError(
-                f"reference={self.reference!r} with reference_soup={self.reference_soup}: "
-                "soup needs folders, and only soup takes them"
-            )
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Valid episodes with all that their loss needs, rows aligned with ``episodes``; ``[B, T]`` unless said."""
+    """Valid episodes with all that their loss needs, rows aligned with ``episodes``; ``[B, T]`` unless said.
+
+    The episodes' mask is that of the decisions which updates read. Means, ``[B, T, ...]``, are of Gaussian decisions.
+    """
 
     episodes: Trajectories
     advantages: Tensor
     old_log_probs: Tensor
     reference_log_probs: Tensor | None = None
+    old_means: Tensor | None = None
+    reference_means: Tensor | None = None
     old_values: Tensor | None = None  # [B, T + 1]
     returns: Tensor | None = None
 
@@ -131,11 +53,14 @@ class Batch:
             return None if x is None else x[index.to(x.device)][:, : steps + extra]
 
         names = ("actions", "log_probs", "mask", "rewards")
+        extras = {k: v[:, :steps] for k, v in episodes.extras.items()}
         return Batch(
-            dataclasses.replace(episodes, **{n: getattr(episodes, n)[:, :steps] for n in names}),
+            dataclasses.replace(episodes, extras=extras, **{n: getattr(episodes, n)[:, :steps] for n in names}),
             cut(self.advantages),  # type: ignore[arg-type]
             cut(self.old_log_probs),  # type: ignore[arg-type]
             cut(self.reference_log_probs),
+            cut(self.old_means),
+            cut(self.reference_means),
             cut(self.old_values, 1),
             cut(self.returns),
         )
@@ -156,6 +81,18 @@ class OnPolicyAgent(Agent):
             raise ValueError(
                 f"cannot train with {settings}: top_k and top_p move with the parameters, so that drawn "
                 "tokens fall out of the support and ratios are undefined. Train with top_k=0, top_p=1"
+            )
+        if not self.policy.gaussian and (
+            c.ratio == "guard" or c.kl_estimator == "exact" or c.step_weights != "uniform"
+        ):
+            raise ValueError(
+                "ratio='guard', kl_estimator='exact' and step_weights other than 'uniform' are for Gaussian decisions "
+                f"(DenoiserPolicy), but the policy is a {type(self.policy).__name__}"
+            )
+        if c.decisions_per_update and not self.policy.scores_apart:
+            raise ValueError(
+                f"decisions_per_update={c.decisions_per_update}, but {type(self.policy).__name__} scores an episode in "
+                "one pass, so that leaving decisions out saves nothing: leave it 0"
             )
         self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -203,38 +140,71 @@ class OnPolicyAgent(Agent):
         self.reference.step(self.policy, self.iteration + 1, self.config.reference_every, self.config.reference_mix)
         return episodes, metrics
 
+    def decisions(self, episodes: Trajectories) -> Tensor:
+        """``[B, T]`` bool, the decisions that this iteration's updates read."""
+        drawn, count = self.policy.drawn(episodes), self.config.decisions_per_update
+        if not count:
+            return drawn
+        order = torch.from_numpy(self.rng.random(drawn.shape)).to(drawn.device).masked_fill(~drawn, 2.0)
+        return drawn & (order.argsort(1).argsort(1) < count)
+
     @torch.no_grad()
     def prepare(self, episodes: Trajectories) -> tuple[Batch, Metrics]:
         """Everything about the episodes that does not change during the updates."""
-        c, mask = self.config, episodes.mask
-        old, values = episodes.log_probs, None
-        if self.needs_values or c.old_log_probs == "recomputed":
-            now = self.score(self.policy, episodes)
-            values = now.values
-            old = now.log_probs if c.old_log_probs == "recomputed" else old
-        reference, metrics = None, {}
+        c = self.config
+        read = dataclasses.replace(episodes, mask=self.decisions(episodes))
+        old, means, values = episodes.log_probs, episodes.extras.get("mean"), None
+        if c.old_log_probs == "recomputed":
+            now = self.score(self.policy, read)
+            old, values = now.log_probs, now.values
+            means = now.gaussian.mean if now.gaussian else None
+        elif self.needs_values:
+            values = torch.cat(
+                [v for part in self._parts(episodes) if (v := self.policy.state_values(part)) is not None]
+            )
+        reference, reference_means, metrics, shaped = None, None, dict[str, float](), episodes
         if self.reference.kind != "none":
+            penalised = bool(c.kl_coef) and c.kl_in == "reward"
+            scored = episodes if penalised else read
             with self.reference.policy(self.policy) as policy:
-                reference = self.score(policy, episodes).log_probs
-            per_token = kl_estimate(old, reference, "k3")[mask].mean()
-            metrics = {
-                "train/kl": kl_estimate(old, reference, "k1").mul(mask).sum(1).mean().item(),
-                "train/kl_per_decision": per_token.item(),
-            }
-        shaped = episodes
-        if c.kl_coef and c.kl_in == "reward" and reference is not None:
-            rewards = kl_reward_penalty(episodes.rewards, old, reference, mask, c.kl_coef, c.kl_estimator)
-            shaped = dataclasses.replace(episodes, rewards=rewards)
+                now = self.score(policy, scored)
+            reference = now.log_probs
+            metrics = self._divergence(scored, old, means, now)
+            reference_means = now.gaussian.mean if now.gaussian and c.kl_estimator == "exact" else None
+            if penalised:
+                rewards = kl_reward_penalty(episodes.rewards, old, reference, episodes.mask, c.kl_coef, c.kl_estimator)  # type: ignore[arg-type]
+                shaped = dataclasses.replace(episodes, rewards=rewards)
         advantages, returns = self.targets(shaped, values)
-        return Batch(episodes, advantages, old, reference, values, returns), metrics
+        return Batch(read, advantages, old, reference, means, reference_means, values, returns), metrics
+
+    def _divergence(self, read: Trajectories, old: Tensor, means: Tensor | None, reference: Evaluation) -> Metrics:
+        """Divergence from the reference an episode and a decision; of some decisions only, the former is scaled up."""
+        mask, g = read.mask, reference.gaussian
+        if not mask.any():
+            return {}
+        per_decision = kl_estimate(old, reference.log_probs, "k3")[mask].mean().item()
+        whole = kl_estimate(old, reference.log_probs, "k1").mul(mask).sum(1).mean().item()
+        if g is not None and means is not None:
+            per_decision = gaussian_kl(means, g.mean, g.std)[mask].mean().item()
+            whole = per_decision * self.policy.drawn(read).sum().item() / len(read)
+        return {"train/kl": whole, "train/kl_per_decision": per_decision}
+
+    def clipped(self, advantages: Tensor) -> Tensor:
+        """Advantages within plus and minus ``advantage_clip``."""
+        limit = self.config.advantage_clip
+        return advantages.clamp(-limit, limit) if limit else advantages
+
+    def _parts(self, episodes: Trajectories) -> list[Trajectories]:
+        """Pieces of ``micro_batch_size`` episodes."""
+        size = self.config.micro_batch_size or len(episodes)
+        return [episodes.select(torch.arange(i, min(i + size, len(episodes)))) for i in range(0, len(episodes), size)]
 
     def score(self, policy: Any, episodes: Trajectories) -> Evaluation:
         """``policy.evaluate_actions`` in pieces of ``micro_batch_size`` episodes, rejoined."""
-        size = self.config.micro_batch_size or len(episodes)
-        parts = [policy.evaluate_actions(episodes.select(torch.arange(i, min(i + size, len(episodes)))))
-                 for i in range(0, len(episodes), size)]  # fmt: skip
+        parts = [policy.evaluate_actions(part) for part in self._parts(episodes)]
         values = None if parts[0].values is None else torch.cat([p.values for p in parts])
-        return Evaluation(torch.cat([p.log_probs for p in parts]), torch.cat([p.entropy for p in parts]), values)
+        log_probs, entropy = torch.cat([p.log_probs for p in parts]), torch.cat([p.entropy for p in parts])
+        return Evaluation(log_probs, entropy, values, join_gaussians([p.gaussian for p in parts]))
 
     def update(self, batch: Batch) -> Metrics:
         """``epochs`` passes of clipped gradient steps over the episodes, in a fresh random order each."""
@@ -288,9 +258,13 @@ class OnPolicyAgent(Agent):
     def divergences(self, episodes: Trajectories) -> Tensor | None:
         if self.reference.kind == "none":
             return None
+        if not self.policy.drawn(episodes).any():
+            return None  # deterministic episodes have no density
         with self.reference.policy(self.policy) as policy:
-            reference = self.score(policy, episodes).log_probs
-        return kl_estimate(episodes.log_probs, reference, "k1").mul(episodes.mask).sum(1)
+            reference = self.score(policy, episodes)
+        if reference.gaussian is not None:
+            return gaussian_kl(episodes.extras["mean"], reference.gaussian.mean, reference.gaussian.std).sum(1)
+        return kl_estimate(episodes.log_probs, reference.log_probs, "k1").mul(episodes.mask).sum(1)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"optimizer": flatten_optimizer(self.optimizer)[0], "reference": self.reference.tensors()}
@@ -310,16 +284,29 @@ class OnPolicyAgent(Agent):
             L = \sum_{i,t} w_{it} [ -\min(\rho A, clip(\rho, 1-\epsilon_l, 1+\epsilon_h) A)
                 + \beta\, k(\pi\|\pi_{ref}) - c_H H ]
         """
-        c, mask = self.config, batch.episodes.mask
-        log_ratio = log_ratios(now.log_probs, batch.old_log_probs, mask, c.ratio)
-        losses, clipped = clipped_surrogate(log_ratio, batch.advantages, c.clip_low, c.clip_high, c.dual_clip or None)
+        c, mask, gaussian = self.config, batch.episodes.mask, now.gaussian
+        if c.ratio == "guard":
+            assert gaussian is not None and batch.old_means is not None
+            plain = log_ratios(now.log_probs, batch.old_log_probs, mask, "token")
+            log_ratio = guard_log_ratio(plain, gaussian.mean, batch.old_means, gaussian.std, gaussian.divisor)
+        else:
+            log_ratio = log_ratios(now.log_probs, batch.old_log_probs, mask, c.ratio)
+        losses, clipped = clipped_surrogate(
+            log_ratio, batch.advantages, c.clip_low, c.clip_high, c.dual_clip or None, c.clip_form
+        )
+        if gaussian is not None:
+            losses = losses * step_weights(c.step_weights, gaussian.noise_weight, gaussian.step_size, mask)
         metrics = {
             "train/policy_loss": (losses * weights).sum().item(),
             "train/clip_fraction": (clipped * share).sum().item(),
             "train/approx_kl": (kl_estimate(batch.old_log_probs, now.log_probs.detach(), "k3") * share).sum().item(),
         }
-        if c.kl_coef and c.kl_in == "loss" and batch.reference_log_probs is not None:
-            divergence = kl_estimate(now.log_probs, batch.reference_log_probs, c.kl_estimator)
+        if c.kl_coef and c.kl_in == "loss" and c.kl_estimator == "exact":
+            assert gaussian is not None and batch.reference_means is not None
+            kl = gaussian_kl(gaussian.mean, batch.reference_means, gaussian.std, gaussian.divisor)
+            losses = losses + c.kl_coef * kl
+        elif c.kl_coef and c.kl_in == "loss" and batch.reference_log_probs is not None:
+            divergence = kl_estimate(now.log_probs, batch.reference_log_probs, c.kl_estimator)  # type: ignore[arg-type]
             losses = losses + c.kl_coef * divergence
         if c.entropy_coef:
             losses = losses - c.entropy_coef * now.entropy

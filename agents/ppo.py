@@ -55,7 +55,7 @@ class PPOConfig(OnPolicyConfig):
     learning_rate: float = 1e-4
     minibatch_size: int = 16
     kl_coef: float = 0.02
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class PPO(OnPolicyAgent):
         advantages, returns = gae(episodes.rewards, values, episodes.mask, bootstrap, c.gamma, c.gae_lambda)
         if c.whiten_advantages:
             advantages = whiten(advantages, episodes.mask)
-        return advantages, returns
+        return self.clipped(advantages), returns
 
     def loss(self, batch: Batch, now: Evaluation, weights: Tensor, share: Tensor) -> tuple[Tensor, Metrics]:
         loss, metrics = self.policy_loss(batch, now, weights, share)

@@ -13,7 +13,12 @@ from .policy import Decision, Evaluation, Policy, RowNoise
 
 __all__ = ["Decision", "Evaluation", "Policy", "RowNoise", "build_policy", "policy_class"]
 
-CLASSES = {"LMPolicy": ".lm", "DenoiserPolicy": ".denoiser_policy", "ControlPolicy": ".control", "TabularPolicy": ".control"}
+CLASSES = {
+    "LMPolicy": ".lm",
+    "DenoiserPolicy": ".denoiser_policy",
+    "ControlPolicy": ".control",
+    "TabularPolicy": ".control",
+}
 
 
 def policy_class(name: str) -> type[Any]:
@@ -54,7 +59,10 @@ def build_policy(
 
         unwrapped: Any = env.unwrapped
         return DenoiserPolicy.from_pretrained(
-            model or unwrapped.model, num_steps=unwrapped.max_steps, value_head=value, critic_seed=generator.initial_seed()
+            model or unwrapped.model,
+            num_steps=unwrapped.max_steps,
+            value_head=value,
+            critic_seed=generator.initial_seed(),
         )
     if model is not None:
         raise ValueError(f"policy={model!r} names a model, but the observations of {env} are {space}")

@@ -48,6 +48,7 @@ class DenoiserPolicy(Policy):
 
     first_observation_only = True
     scores_apart = True
+    gaussian = True
 
     def __init__(
         self,
@@ -89,6 +90,9 @@ class DenoiserPolicy(Policy):
         self.sampler, self.noise_level, self.stochastic_steps = sampler, noise_level, steps
         self.table = make_table(self.grid, self.denoiser.prediction, sampler, noise_level, steps)
         self._ode = make_table(self.grid, self.denoiser.prediction, DETERMINISTIC)
+        # Over all steps of the sampler, whichever of them draw noise.
+        std = make_table(self.grid, self.denoiser.prediction, sampler, noise_level).std
+        self._noise_weight = std / std.mean().clamp(min=1e-12)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, num_steps: int | None = None, **options: Any) -> DenoiserPolicy:
@@ -231,6 +235,7 @@ class DenoiserPolicy(Policy):
             Gaussian(
                 means,
                 _scatter(std, mask),
+                _scatter((self._noise_weight.to(mask.device))[steps], mask),
                 None if sizes is None else _scatter(sizes.to(mask.device)[steps], mask),
                 self.divisor,
             ),

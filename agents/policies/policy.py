@@ -16,7 +16,7 @@ from ...trajectories import Trajectories
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision for a batch: ``actions [B, ...]``, ``log_probs [B]``, and ``extras`` to record, ``[B, ...]`` each."""
+    """One decision for a batch: ``actions [B, ...]``, ``log_probs [B]``, and ``extras`` to record, ``[B, ...]``."""
 
     actions: Tensor
     log_probs: Tensor
@@ -47,6 +47,7 @@ class Gaussian:
     Attributes:
         mean: ``[B, T, ...]``, differentiable; 0 where nothing was scored.
         std: ``[B, T]``, which no parameter moves; 0 where the decision is deterministic.
+        noise_weight: ``[B, T]`` ``std`` over its mean over all steps of the sampler.
         step_size: ``[B, T]`` length ``h`` of the step in time, for stochastic differential equations; else None.
         divisor: what sums over dimensions are divided by, so that all terms of a loss agree: 1 for the true
             log-probability, the number of dimensions where log-probabilities are means over them.
@@ -54,8 +55,24 @@ class Gaussian:
 
     mean: Tensor
     std: Tensor
+    noise_weight: Tensor
     step_size: Tensor | None
     divisor: float
+
+
+def join_gaussians(parts: Sequence[Gaussian | None]) -> Gaussian | None:
+    """Rows of several evaluations below one another; None where they have none."""
+    found = [p for p in parts if p is not None]
+    if not found:
+        return None
+    sizes = [p.step_size for p in found if p.step_size is not None]
+    return Gaussian(
+        torch.cat([p.mean for p in found]),
+        torch.cat([p.std for p in found]),
+        torch.cat([p.noise_weight for p in found]),
+        torch.cat(sizes) if sizes else None,
+        found[0].divisor,
+    )
 
 
 class RowNoise:
@@ -114,12 +131,14 @@ class Policy(nn.Module):
             that only that observation is recorded (text, images); False where every observation is (control).
         scores_apart: True where ``evaluate_actions`` scores each decision of the mask by itself, so that an update may
             read some of an episode's decisions and save the work of the others; False for one pass over a sequence.
+        gaussian: whether ``evaluate_actions`` returns the Gaussians of the decisions and ``extras`` hold their means.
         deterministic_evaluation: whether evaluation plays the policy's deterministic counterpart unless told otherwise.
         version: optimiser updates seen; the agent sets it and trajectories carry it.
     """
 
     first_observation_only: bool = False
     scores_apart: bool = False
+    gaussian: bool = False
     deterministic_evaluation: bool = False
     version: int = 0
 

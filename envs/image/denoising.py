@@ -61,7 +61,7 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         ValueError: for an argument outside what is allowed, an unknown reward, or a prompt that is too long or no text.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**GenerationVectorEnv.metadata, "render_modes": ["rgb_array"]}
+    metadata = {**GenerationVectorEnv.metadata, "render_modes": ["rgb_array"]}
     option_names = ("prompt", "prompt_index")
     model: ClassVar[str]  # whose policy trains here unless another is named
     default_steps: ClassVar[int]
@@ -232,7 +232,7 @@ class FlowAlignVectorEnv(DenoisingVectorEnv):
 class DiffusionAlignEnv(GenerationEnv):
     """One episode of :class:`DiffusionAlignVectorEnv` at a time; it takes the same arguments, but ``num_envs``."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(DiffusionAlignVectorEnv(1, **kwargs))
@@ -241,7 +241,7 @@ class DiffusionAlignEnv(GenerationEnv):
 class FlowAlignEnv(GenerationEnv):
     """One episode of :class:`FlowAlignVectorEnv` at a time; it takes the same arguments, but ``num_envs``."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(FlowAlignVectorEnv(1, **kwargs))

@@ -352,7 +352,7 @@ def test_agents_refuse_what_they_cannot_train(make, tiny_env):
             make("grpo", policy={"sampling": Sampling(**changes)})
     with pytest.raises(TypeError, match="expected an id or a vector environment"):
         GRPO(gym.make("CartPole-v1"))
-    with pytest.raises(ValueError, match="names a language model"):
+    with pytest.raises(ValueError, match="names a model"):
         GRPO("CartPole-v1", "stories")
     assert issubclass(GRPO, Agent)
 
