@@ -1,6 +1,6 @@
 """Rasterise four open emoji sets to captioned 32x32 images, the data of the embedded image models.
 
-The sets are npm packages of SVGs with names; fetch each with ``npm pack`` and unpack it into a folder of its own name:
+The sets are npm packages of SVGs with names; fetch each with ``npm pack`` and unpack it in a folder of its own name:
 ``@iconify-json/noto@1.2.9`` and ``@iconify-json/noto-v1@1.2.5`` (Google, Apache-2.0),
 ``@iconify-json/fluent-emoji-flat@1.2.6`` and ``@iconify-json/fluent-emoji@1.2.7`` (Microsoft, MIT). They share the names
 of Unicode's CLDR, so that "dog face" is drawn up to four times, once in each style. People, flags and single characters

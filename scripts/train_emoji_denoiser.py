@@ -1,7 +1,7 @@
-"""Train an embedded image model on the emoji that ``make_emoji_images.py`` made: a diffusion or a flow model.
+r"""Train an embedded image model on the emoji that ``make_emoji_images.py`` made: a diffusion or a flow model.
 
-Both are the same network (``agents/policies/caption_unet.py``). ``diffusion`` predicts v on a squared-cosine schedule of
-1,000 steps (Salimans & Ho 2022; Nichol & Dhariwal 2021), ``flow`` the velocity e - x_0 of the rectified path
+Both are the same network (``agents/policies/caption_unet.py``). ``diffusion`` predicts v on a squared-cosine schedule
+of 1,000 steps (Salimans & Ho 2022; Nichol & Dhariwal 2021), ``flow`` the velocity e - x_0 of the rectified path
 x_t = (1 - t) x_0 + t e with logit-normal times (Esser et al. 2024). AdamW with a cosine decay, bfloat16 autocast, an
 exponential average of the weights, which is what is saved, in float16. A tenth of the captions is dropped for
 classifier-free guidance, and the style's word is given to half of them.
@@ -9,21 +9,24 @@ classifier-free guidance, and the style's word is given to half of them.
 A run goes on where it was interrupted (``--out`` keeps ``training.pt``), and is deterministic in ``seed`` and threads.
 
     python scripts/train_emoji_denoiser.py diffusion --data emoji.npz --out emoji-diffusion --steps 12000
+    python scripts/train_emoji_denoiser.py flow \
+        --data emoji.npz --out emoji-flow --init emoji-diffusion --steps 6000 --lr 5e-4
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from aligngym.agents.policies.caption_unet import CaptionUNet
 from PIL import Image
-from safetensors.torch import save_file
+
+from aligngym.agents.policies.caption_unet import CaptionUNet
+from aligngym.agents.policies.samplers import make_table
 
 KINDS = ("diffusion", "flow")
 
@@ -40,25 +43,17 @@ def noised(kind: str, x: torch.Tensor, e: torch.Tensor, rng: torch.Generator, sc
 
 
 @torch.no_grad()
-def sample(model, kind: str, words: torch.Tensor, schedule: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
-    """Images ``[B, 3, S, S]`` by deterministic DDIM or Euler steps, to look at while training."""
+def sample(model: CaptionUNet, captions: Sequence[str], steps: int = 20, guidance: float = 2.0) -> torch.Tensor:
+    """Images ``[B, 3, S, S]`` by the deterministic sampler, to look at while training."""
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(len(words), 3, model.size, model.size, generator=rng)
-    grid = torch.linspace(1, 0, steps + 1)
-    for now, then in zip(grid[:-1], grid[1:], strict=True):
-        t = (now * 1000 if kind == "flow" else (now * (len(schedule) - 1)).round()).expand(len(x))
-        with_words, without = model(x, t, words), model(x, t, torch.zeros_like(words))
-        v = without + guidance * (with_words - without)
-        if kind == "flow":
-            x = x + (then - now) * v
-            continue
-        ab, ab_next = (
-            schedule[int(t[0])],
-            schedule[round(float(then) * (len(schedule) - 1))] if then > 0 else torch.tensor(1.0),
-        )
-        x0 = (ab.sqrt() * x - (1 - ab).sqrt() * v).clamp(-1, 1)
-        e = (x - ab.sqrt() * x0) / (1 - ab).sqrt()
-        x = ab_next.sqrt() * x0 + (1 - ab_next).sqrt() * e
+    x = torch.randn(len(captions), *model.shape, generator=rng)
+    grid = model.grid(steps)
+    table = make_table(grid, model.prediction, "ode")
+    condition, empty = model.encode(captions), model.encode([""] * len(captions))
+    for k in range(steps):
+        t = grid.times[k].expand(len(x))
+        plain = model(x, t, empty)
+        x = table.scale[k] * x + table.gain[k] * (plain + guidance * (model(x, t, condition) - plain))
     return x
 
 
@@ -75,6 +70,7 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="folder of a model whose weights to begin with")
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -93,8 +89,10 @@ def main() -> None:
     vocabulary = sorted({word for caption in captions for word in caption.split()} | set(styles))
     model = CaptionUNet(arguments.kind, vocabulary)
     rows = np.flatnonzero(training)
-    words = model.encode([captions[i] for i in rows])
-    style = model.encode([styles[i] for i in rows])
+    words = model.encode([captions[i] for i in rows])["words"]
+    style = model.encode([styles[i] for i in rows])["words"][:, :1]
+    if arguments.init is not None:
+        model.load_state_dict(CaptionUNet.from_pretrained(arguments.init).state_dict())
     average = CaptionUNet(arguments.kind, vocabulary)
     average.load_state_dict(model.state_dict())
     schedule = cosine_schedule()
@@ -109,7 +107,6 @@ def main() -> None:
         rng.set_state(saved["rng"])
         first = saved["step"]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(images)} images, from step {first}")
-    shown = [captions.index(c) for c in SHOWN]
     started = time.time()
     for step in range(first, arguments.steps):
         warm = min(1.0, (step + 1) / 500)
@@ -121,7 +118,7 @@ def main() -> None:
         x = images[pick]
         x_t, t, target = noised(arguments.kind, x, torch.randn(x.shape, generator=rng), rng, schedule)
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(x_t, t, given)
+            predicted = model(x_t, t, {"words": given})
         loss = (predicted.float() - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -135,27 +132,21 @@ def main() -> None:
             rate = (step + 1 - first) / (time.time() - started)
             print(f"step {step + 1}  loss {np.mean(losses[-100:]):.4f}  {rate:.2f} steps/s", flush=True)
         if (step + 1) % 1000 == 0 or step + 1 == arguments.steps:
-            tensors = {k: v.detach().half().contiguous() for k, v in average.state_dict().items()}
-            save_file(tensors, arguments.out / "model.safetensors")
-            (arguments.out / "config.json").write_text(json.dumps({"kind": arguments.kind, **model.config()}) + "\n")
+            average.save_pretrained(arguments.out)
             torch.save(
                 {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                  "rng": rng.get_state(), "step": step + 1}, state.with_suffix(".new")
             )  # fmt: skip
             state.with_suffix(".new").rename(state)
-            grid = sample(average, arguments.kind, words_of(average, captions, shown), schedule, 20, 2.0)
-            save_grid(grid, arguments.out / "samples.png")
-
-
-def words_of(model: CaptionUNet, captions: list[str], rows: list[int]) -> torch.Tensor:
-    return model.encode([captions[i] for i in rows])
+            save_grid(sample(average, SHOWN), arguments.out / "samples.png")
 
 
 def cosine_schedule(steps: int = 1000) -> torch.Tensor:
-    """diffusers' ``squaredcos_cap_v2``: the cumulative product of 1 - beta."""
+    """Diffusers' ``squaredcos_cap_v2``: the cumulative product of 1 - beta."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    alphas: torch.Tensor = DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    return alphas
 
 
 SHOWN = (
@@ -163,7 +154,8 @@ SHOWN = (
     "red apple", "banana", "grapes", "strawberry", "pizza", "hamburger", "doughnut", "birthday cake",
     "red heart", "blue heart", "green heart", "sun", "full moon", "crescent moon", "snowflake", "fire",
     "automobile", "bus", "bicycle", "airplane", "rocket", "house", "castle", "snow capped mountain",
-    "grinning face", "crying face", "angry face", "smiling face with sunglasses", "face with tears of joy", "alien", "ghost", "robot",
+    "grinning face", "crying face", "angry face", "smiling face with sunglasses", "face with tears of joy",
+    "alien", "ghost", "robot",
     "soccer ball", "basketball", "trophy", "guitar", "camera", "open book", "pencil", "umbrella",
     "sunflower", "tulip", "cactus", "evergreen tree", "mushroom", "butterfly", "fish", "turtle",
     "alarm clock", "key", "light bulb", "hammer", "gem stone", "crown", "bell", "envelope",
