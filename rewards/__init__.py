@@ -2,12 +2,15 @@
 
 from .algebra import Clip, Gate, LogSigmoid, Product, Schedule, Sum, gate, schedule
 from .function import FunctionReward, call_with_timeout
-from .image import ImageReward
+from .image import Colourfulness, Compressibility, ImageReward, Incompressibility, Symmetry
+from .image_models import Aesthetic, ClipScore, PickScore
+from .image_quality import ImageQuality
 from .isolate import Isolated
 from .judge import JudgeReward
 from .match import ExactMatch, Format, MathAnswer, Regex
 from .models import SequenceClassifierReward
 from .normalize import Normalize, group_z_scores
+from .ocr import Ocr
 from .references import Bleu, Rouge
 from .registry import as_reward, from_dict, register_reward, reward_names
 from .reward import Completion, Reward, RewardScores, SampleReward, Text, text_of
@@ -15,20 +18,28 @@ from .text import Length, Repetition, Sentiment, SentimentDensity, story_sentime
 from .trl import TrlReward, to_trl
 
 __all__ = [
+    "Aesthetic",
     "Bleu",
     "Clip",
+    "ClipScore",
+    "Colourfulness",
     "Completion",
+    "Compressibility",
     "ExactMatch",
     "Format",
     "FunctionReward",
     "Gate",
+    "ImageQuality",
     "ImageReward",
+    "Incompressibility",
     "Isolated",
     "JudgeReward",
     "Length",
     "LogSigmoid",
     "MathAnswer",
     "Normalize",
+    "Ocr",
+    "PickScore",
     "Product",
     "Regex",
     "Repetition",
@@ -41,6 +52,7 @@ __all__ = [
     "SentimentDensity",
     "SequenceClassifierReward",
     "Sum",
+    "Symmetry",
     "Text",
     "TrlReward",
     "as_reward",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -36,6 +38,19 @@ def image_of(completion: Any) -> Image:
             return image
         given = f"{image.dtype} {list(image.shape)}"
     raise TypeError(f"an image must be a uint8 array [H, W, 3] or a PIL image, got {given}")
+
+
+def optional(module: str, reward: object) -> Any:
+    """Imports a library of the extra ``image``.
+
+    Raises:
+        ImportError: if it is not installed, with what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        needs = f"{type(reward).__name__} needs {module}: pip install 'aligngym[image]'"
+        raise ImportError(f"{needs} ({error})") from error
 
 
 @dataclass
@@ -127,3 +142,111 @@ class ImageReward(Reward):
             if value is not None:
                 scores.values[i] = value if np.isfinite(value) else np.nan
                 scores.reasons[i] = None if np.isfinite(value) else f"returned {value}"
+
+
+@dataclass
+class Incompressibility(ImageReward):
+    """Size of the image as JPEG in kB of 1000 bytes, above 0: DDPO's incompressibility. Its optimum is noise.
+
+    Black et al. 2023, arXiv 2305.13301.
+
+    Attributes:
+        quality: JPEG quality, 1 to 95; DDPO's is 95.
+    """
+
+    quality: int = 95
+    name: str | None = field(default="incompressibility", kw_only=True)
+
+    main_argument: ClassVar[str] = "quality"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"quality must be from 1 to 95, got {self.quality}")
+
+    def load(self) -> None:
+        """Imports Pillow."""
+        optional("PIL.Image", self)
+
+    def image(self, image: Image, prompt: Any, row: Mapping[str, Any]) -> float:
+        """Scores one image."""
+        buffer = io.BytesIO()
+        optional("PIL.Image", self).fromarray(image).save(buffer, format="JPEG", quality=self.quality)
+        return buffer.tell() / 1000
+
+
+@dataclass
+class Compressibility(Incompressibility):
+    """Minus the size of the image as JPEG in kB: DDPO's compressibility. Its optimum is an image of one colour.
+
+    Black et al. 2023, arXiv 2305.13301.
+
+    Attributes:
+        quality: JPEG quality, 1 to 95; DDPO's is 95.
+    """
+
+    name: str | None = field(default="compressibility", kw_only=True)
+
+    def image(self, image: Image, prompt: Any, row: Mapping[str, Any]) -> float:
+        """Scores one image."""
+        return -super().image(image, prompt, row)
+
+
+@dataclass
+class Colourfulness(ImageReward):
+    """Colourfulness ``M`` of Hasler & Süsstrunk 2003, at least 0; 0 for grey, above 109 "extremely colourful".
+
+    ``M = sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2)`` with the opponent colours ``rg = R - G`` and
+    ``yb = (R + G) / 2 - B`` of values from 0 to 255. Its optimum is a patchwork of pure colours.
+    """
+
+    name: str | None = field(default="colourfulness", kw_only=True)
+
+    def image(self, image: Image, prompt: Any, row: Mapping[str, Any]) -> float:
+        """Scores one image."""
+        red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
+        opponents = np.stack([red - green, (red + green) / 2 - blue])
+        spread, mean = np.sqrt(opponents.var((1, 2)).sum()), np.sqrt((opponents.mean((1, 2)) ** 2).sum())
+        return float(spread + 0.3 * mean)
+
+
+@dataclass
+class Symmetry(ImageReward):
+    """How alike an image and its mirror image are.
+
+    ``"difference"`` is minus the mean absolute difference of the values, which are from 0 to 1; in ``[-1, 0]``. An
+    image of one colour is perfectly symmetric, so training ends there unless something else forbids it.
+
+    ``"correlation"`` cannot be won that way: ``cov(x, mirror x) / (var(x) + contrast^2)``, in ``(-1, 1)``, over all
+    pixels, each channel around its mean. An image of one colour has 0, and so has noise on average; a symmetric image
+    whose deviation is ``contrast`` has 1/2. Without the added term a trace of a symmetric pattern would have 1.
+
+    Attributes:
+        axis: ``"horizontal"``: left and right change places; ``"vertical"``: top and bottom do.
+        form: ``"difference"`` or ``"correlation"``.
+        contrast: See above, above 0; ``"difference"`` does not read it.
+    """
+
+    axis: str = "horizontal"
+    form: str = "difference"
+    contrast: float = 0.05
+    name: str | None = field(default="symmetry", kw_only=True)
+
+    main_argument: ClassVar[str] = "axis"
+
+    def __post_init__(self) -> None:
+        if self.axis not in ("horizontal", "vertical"):
+            raise ValueError(f"axis must be 'horizontal' or 'vertical', got {self.axis!r}")
+        if self.form not in ("difference", "correlation"):
+            raise ValueError(f"form must be 'difference' or 'correlation', got {self.form!r}")
+        if not self.contrast > 0:
+            raise ValueError(f"contrast must be positive, got {self.contrast}")
+
+    def image(self, image: Image, prompt: Any, row: Mapping[str, Any]) -> float:
+        """Scores one image."""
+        values = image / 255.0
+        if self.form == "correlation":  # over all channels, a colour would count as contrast
+            values -= values.mean((0, 1))
+        mirrored = np.flip(values, 1 if self.axis == "horizontal" else 0)
+        if self.form == "difference":
+            return -float(np.abs(values - mirrored).mean())
+        return float((values * mirrored).mean() / ((values**2).mean() + self.contrast**2))

@@ -35,6 +35,15 @@ _BUILTIN = {
     "rouge": "references:Rouge",
     "classifier": "models:SequenceClassifierReward",
     "judge": "judge:JudgeReward",
+    "compressibility": "image:Compressibility",
+    "incompressibility": "image:Incompressibility",
+    "colourfulness": "image:Colourfulness",
+    "symmetry": "image:Symmetry",
+    "ocr": "ocr:Ocr",
+    "image_quality": "image_quality:ImageQuality",
+    "clip_score": "image_models:ClipScore",
+    "pick_score": "image_models:PickScore",
+    "aesthetic": "image_models:Aesthetic",
 }
 # A string is loaded on first use, so that naming a reward costs no import.
 _TABLE: dict[str, str | Callable[..., Any]] = {k: f"{_PACKAGE}.{path}" for k, path in _BUILTIN.items()}
@@ -140,7 +149,7 @@ def _build_named(value: str) -> Reward:
     if not colon or value in _TABLE:
         return build(value, {})
     target = _resolve(name)
-    key = getattr(target, "main_argument", None)
+    key: str | None = getattr(target, "main_argument", None)
     if key is None:
         raise ValueError(f"reward {name!r} has no main argument, so that nothing may follow its name; got {value!r}")
     default = next(f.default for f in fields(target) if f.name == key)  # type: ignore[arg-type]

@@ -124,6 +124,8 @@ class Reward(ABC):
 
     parts: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that hold rewards, or sequences of them."""
+    main_argument: ClassVar[str | None] = None
+    """Name of the field that ``as_reward("name:value")`` sets; None: there is none."""
     transient: ClassVar[tuple[str, ...]] = ()
     """Names of attributes (models, processes) that are loaded on demand and are not copied or pickled."""
     __array_ufunc__: ClassVar[None] = None  # so that np.float64(0.5) * reward reaches Reward.__rmul__

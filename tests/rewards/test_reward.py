@@ -50,6 +50,15 @@ EXAMPLES = {
     "rouge": lambda: rewards.Rouge("rouge2", "recall", stem=True),
     "classifier": lambda: rewards.SequenceClassifierReward("folder", label="good", output="probability"),
     "judge": lambda: rewards.JudgeReward("http://127.0.0.1:1/v1", "m", extra={"response_format": {"type": "text"}}),
+    "compressibility": lambda: rewards.Compressibility(80),
+    "incompressibility": rewards.Incompressibility,
+    "colourfulness": rewards.Colourfulness,
+    "symmetry": lambda: rewards.Symmetry("vertical", "correlation", 0.1),
+    "ocr": lambda: rewards.Ocr("text", "column", contained=True, resolution=64, threads=2),
+    "image_quality": lambda: rewards.ImageQuality("ssim", "references"),
+    "clip_score": lambda: rewards.ClipScore("folder", scale=1.0, prefix="a "),
+    "pick_score": lambda: rewards.PickScore("folder", processor="other", batch_size=2),
+    "aesthetic": lambda: rewards.Aesthetic("folder", weights="head.pth", relu=True),
     "test_reward_value": lambda: Value("other", name="o"),
 }
 
@@ -68,7 +77,10 @@ def test_json_and_pickle_round_trip(name):
     assert repr(reward).startswith(type(reward).__name__)
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in ("classifier", "judge")])
+NEED_A_MODEL = ("classifier", "judge", "clip_score", "pick_score", "aesthetic")
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in NEED_A_MODEL])
 def test_no_samples_give_no_scores(name):
     columns = {key: [] for key in ("answer", "target", "references", "reference_reward", "value", "other")}
     scores = EXAMPLES[name]().score([], [], **columns)
@@ -143,7 +155,7 @@ def test_registry_refuses():
         from_dict({"type": "length", "size": 3})
     with pytest.raises(ValueError, match="reward 'regex' cannot be built from"):
         as_reward("regex")
-    with pytest.raises(ValueError, match="a reward dict needs a 'type', one of: bleu"):
+    with pytest.raises(ValueError, match="a reward dict needs a 'type', one of: aesthetic, bleu"):
         from_dict({"kind": "length"})
     with pytest.raises(ValueError, match="unknown reward 'os:system'"):
         from_dict({"type": "os:system"})
