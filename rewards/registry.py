@@ -44,6 +44,7 @@ _BUILTIN = {
     "clip_score": "image_models:ClipScore",
     "pick_score": "image_models:PickScore",
     "aesthetic": "image_models:Aesthetic",
+    "image_classifier": "image_classifier:ImageClassifier",
 }
 # A string is loaded on first use, so that naming a reward costs no import.
 _TABLE: dict[str, str | Callable[..., Any]] = {k: f"{_PACKAGE}.{path}" for k, path in _BUILTIN.items()}

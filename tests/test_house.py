@@ -24,7 +24,7 @@ SHARED = {"assets", "trajectories"}
 MAY_IMPORT = {
     "assets": set(),
     "trajectories": set(),
-    "rewards": set(),
+    "rewards": {"assets"},
     "envs": {"rewards"} | SHARED,
     "wrappers": {"rewards"} | SHARED,
     "agents": SHARED,
@@ -215,7 +215,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    embedded = [path for kind in ("stories", "prompts") for path in (ROOT / "assets" / kind).iterdir()]
+    embedded = [path for path in (ROOT / "assets").glob("*/*") if "__pycache__" not in path.parts]
     data = {f"aligngym/{path.relative_to(ROOT)}" for path in embedded}
     assert names == {f"aligngym/{path}" for path in sources()} | data | {"aligngym/py.typed"}
     assert {"aligngym/assets/stories/model.safetensors", "aligngym/assets/prompts/eval.jsonl"} <= names

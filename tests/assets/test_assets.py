@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligngym import assets
-from aligngym.assets import cache_dir, fetch_smollm2, model_path, prompts_path, verify_manifest, write_manifest
+from aligngym.assets import (
+    cache_dir,
+    fetch_smollm2,
+    image_prompts_path,
+    model_path,
+    prompts_path,
+    verify_manifest,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -31,8 +39,8 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def prompts(split: str) -> list[str]:
-    return [json.loads(line)["prompt"] for line in prompts_path(split).read_text(encoding="utf-8").splitlines()]
+def prompts(split: str, path: Callable[[str], Path] = prompts_path) -> list[str]:
+    return [json.loads(line)["prompt"] for line in path(split).read_text(encoding="utf-8").splitlines()]
 
 
 def test_embedded_model_is_small_and_writes() -> None:
@@ -58,9 +66,15 @@ def test_embedded_prompts_are_many_and_disjoint() -> None:
     assert len({*train, *evaluation}) == len(train) + len(evaluation)
 
 
-def test_prompts_of_an_unknown_split() -> None:
+@pytest.mark.parametrize("path", [prompts_path, image_prompts_path])
+def test_prompts_of_an_unknown_split(path: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match="'train' or 'eval', not 'test'"):
-        prompts_path("test")
+        path("test")
+
+
+@pytest.mark.parametrize("name", ["stories", "emoji-diffusion", "emoji-flow", "emoji-classifier"])
+def test_embedded_models_lie_in_the_package(name: str) -> None:
+    assert Path(model_path(name)) == Path(assets.__file__).parent / name
 
 
 def test_names_that_are_not_ours_pass_through(tmp_path: Path) -> None:
