@@ -57,13 +57,9 @@ def allowed(name: str, category: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument(
-        "--noto", type=Path, required=True, help="folder of the unpacked set"
-    )
+    parser.add_argument("--noto", type=Path, required=True, help="folder of the unpacked set")
     parser.add_argument(
         "--vocabulary",
         type=Path,
@@ -74,41 +70,24 @@ def main() -> None:
     arguments = parser.parse_args()
     data = np.load(arguments.data)
     trained = Counter(data["captions"][~data["held_out"]].tolist())
-    categories = json.loads((arguments.noto / "metadata.json").read_text("utf-8"))[
-        "categories"
-    ]
+    categories = json.loads((arguments.noto / "metadata.json").read_text("utf-8"))["categories"]
     known = set(json.loads(arguments.vocabulary.read_text("utf-8"))["vocabulary"])
     rng = np.random.default_rng(0)
     prompts: dict[str, list[str]] = {"train": [], "eval": []}
     for category, quota in QUOTAS.items():
         names = sorted(name for name in categories[category] if allowed(name, category))
-        captions = [
-            name.replace("-", " ")
-            for name in names
-            if trained[name.replace("-", " ")] >= 3
-        ]
+        captions = [name.replace("-", " ") for name in names if trained[name.replace("-", " ")] >= 3]
         fixed = [caption for caption in captions if caption in ALWAYS]
-        drawn = [
-            captions[i]
-            for i in rng.permutation(len(captions))
-            if captions[i] not in ALWAYS
-        ]
+        drawn = [captions[i] for i in rng.permutation(len(captions)) if captions[i] not in ALWAYS]
         prompts["eval"] += drawn[: quota // 5]
         prompts["train"] += fixed + drawn[quota // 5 : quota - len(fixed)]
         print(f"{category}: {quota} of {len(captions)}")
-    unknown = {
-        word
-        for split in prompts.values()
-        for caption in split
-        for word in caption.split()
-    } - known
+    unknown = {word for split in prompts.values() for caption in split for word in caption.split()} - known
     if unknown:
         raise SystemExit(f"words that the models do not know: {sorted(unknown)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for split, captions in prompts.items():
-        lines = "".join(
-            json.dumps({"prompt": caption}) + "\n" for caption in sorted(captions)
-        )
+        lines = "".join(json.dumps({"prompt": caption}) + "\n" for caption in sorted(captions))
         (arguments.out / f"{split}.jsonl").write_text(lines, encoding="utf-8")
         print(f"{split}: {len(captions)}")
 
