@@ -191,7 +191,6 @@ def test_only_the_network_trains(make, name):
     x, t, condition = inputs(denoiser)
     denoiser.train()(x, t, condition).square().mean().backward()
     assert not any(module.training for module in (network, pipe.vae, pipe.text_encoder))
-    assert all(p.grad is not None for p in network.parameters() if p.numel() and p.grad is not None)
     assert sum(p.grad is not None for p in network.parameters()) > 0.9 * len(list(network.parameters()))
 
 
@@ -367,7 +366,7 @@ def example(model, **changes):
     tiny = {
         '"stable-diffusion-v1-5/stable-diffusion-v1-5"': repr(model), '"cuda"': '"cpu"', "num_steps=50": "num_steps=3",
         "episodes_per_iteration=64": "episodes_per_iteration=8", "decisions_per_update=5": "decisions_per_update=2",
-        "learn(6400)": "learn(16)", "group_size=8": "group_size=4",
+        "learn(6400)": "learn(8)", "group_size=8": "group_size=4",
     }  # fmt: skip
     for old, new in (tiny | changes).items():
         assert old in code
