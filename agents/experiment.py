@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .agent import Agent, AgentConfig
+from .agent import AgentConfig
 from .alarms import Alarms
 from .build import make_env, make_policy
 from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, checkpoints
 from .checkpoint import STATE, load_json
-from .grpo import GRPO, GRPOConfig
+from .images import PAIRS, grid_path, save_before_after
 from .plots import plot_learning
 from .policies.policy import Policy, RowNoise
 from .registry import agent_class
@@ -45,7 +44,7 @@ class Experiment:
             name; it also gives the environment its tokenizer. Image model: emoji-diffusion, emoji-flow (embedded), or
             a diffusers pipeline's folder or hub name. None: the environment's own, a small network where it has none.
         reward: a reward's name, its JSON form, or a .json file with that. None: the environment's own.
-        prompts: training prompts: a JSONL, JSON, CSV or Parquet file. None: the embedded story openings.
+        prompts: training prompts: a JSONL, JSON, CSV or Parquet file. None: the embedded ones.
         eval_prompts: held-out prompts. None: the embedded ones, or, where prompts is given, those themselves.
         max_new_tokens: tokens of a completion at most. None: the environment's default.
         env_options: further arguments of the environment, as JSON: '{"max_prompt_tokens": 128}'.
@@ -136,36 +135,20 @@ def train(experiment: Experiment, config: AgentConfig | None = None, *, resume: 
     eighth = max(1, experiment.episodes // 8)
     evaluation = make_env(experiment, min(experiment.eval_episodes, 128), split="eval")
     with closing(ProgressBar()) as bar:
+        watch = EvaluationCallback(evaluation, experiment.eval_episodes, experiment.eval_every or eighth)
         callbacks = [
             bar,
-            EvaluationCallback(evaluation, experiment.eval_episodes, experiment.eval_every or eighth),
+            watch,
             Alarms(kl_limit=experiment.kl_limit),
             CheckpointCallback(experiment.checkpoint_every or eighth, keep=1),
         ]
         agent.learn(experiment.episodes - agent.episodes, callbacks)
+    before, after = (grid_path(folder, row["episodes"]) for row in (watch.history[0], watch.history[-1]))
+    if before.exists() and after.exists():
+        save_before_after(before, after, folder / PAIRS)
     return Report.of(
         folder, plot_learning([folder], folder / "learning.png", f"{experiment.agent.upper()} on {experiment.env}")
     )
-
-
-def open_agent(target: str | Path, changes: Mapping[str, Any], *, device: str = "auto") -> tuple[Agent, Experiment]:
-    """An agent to evaluate, and the experiment that names its environment.
-
-    Args:
-        target: a run (its newest checkpoint counts), a checkpoint in one, or the name of a model.
-        changes: fields of the experiment to replace.
-        device: cpu, cuda, or auto.
-    """
-    if (Path(target) / RUN_FILE).is_file() or (Path(target) / STATE).is_file():
-        checkpoint, folder = find_checkpoint(target)
-        saved, values = read_run(folder)
-        rows = values.get("episodes_per_iteration", 16)
-        agent = agent_class(saved.agent).load(checkpoint, make_env(saved, rows), device=pick_device(device))
-        return agent, dataclasses.replace(saved, **changes)
-    experiment = dataclasses.replace(Experiment(model=str(target)), **changes)
-    env = make_env(experiment, 2, split="eval")
-    config = GRPOConfig(episodes_per_iteration=2, group_size=2, reference="none", kl_coef=0.0)
-    return GRPO(env, make_policy(experiment, env), config, device=pick_device(device)), experiment
 
 
 def best_of_n_returns(experiment: Experiment, prompts: int, n: int, *, seed: int = 1_000_000) -> NDArray[np.float64]:
@@ -212,7 +195,7 @@ def new_folder(experiment: Experiment) -> Path:
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    name = f"{experiment.env.replace('/', '-').replace(':', '-')}-{experiment.agent}-seed{experiment.seed}"
+    name = f"{file_name(experiment.env)}-{experiment.agent}-seed{experiment.seed}"
     for number in range(1, 10_000):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
         try:
@@ -221,6 +204,11 @@ def new_folder(experiment: Experiment) -> Path:
             continue
         return folder
     raise ValueError(f"runs/ has no free name for {name}: give out")
+
+
+def file_name(env: str) -> str:
+    """An environment's id as part of a file's name."""
+    return env.replace("/", "-").replace(":", "-")
 
 
 def find_checkpoint(path: str | Path) -> tuple[Path, Path]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .callbacks import read_jsonl, read_table
-from .evaluation import EvaluationResult
+from .evaluation import EvaluationResult, reward_text
+from .images import PAIRS, grid_path
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Report:
         after: its last row.
         samples: of both, as in ``samples.jsonl``; empty without text.
         plot: the PNG.
+        grids: PNGs of both evaluations' images; empty without images.
+        before_after: PNG of the images in pairs; None without images.
     """
 
     folder: Path
@@ -29,12 +32,16 @@ class Report:
     after: dict[str, float]
     samples: list[dict[str, Any]] = field(default_factory=list)
     plot: Path | None = None
+    grids: tuple[Path, ...] = ()
+    before_after: Path | None = None
 
     @classmethod
     def of(cls, folder: Path, plot: Path | None = None) -> Report:
         """Read a run's files."""
-        rows = read_table(folder / "eval.csv")
-        return cls(folder, rows[0], rows[-1], read_jsonl(folder / "samples.jsonl"), plot)
+        rows, pairs = read_table(folder / "eval.csv"), folder / PAIRS
+        grids = tuple(p for row in (rows[0], rows[-1]) if (p := grid_path(folder, row["episodes"])).exists())
+        samples = read_jsonl(folder / "samples.jsonl")
+        return cls(folder, rows[0], rows[-1], samples, plot, grids, pairs if pairs.exists() else None)
 
     @property
     def gain(self) -> float:
@@ -55,6 +62,10 @@ class Report:
                 f"  {label:6} {row.get('reward_mean', math.nan):8.3f} ± {row.get('reward_se', math.nan):.3f}{kl}"
             )
         lines += [f"  gain   {self.gain:+8.3f} ± {self.gain_se:.3f}{ratio}", "", *self._sample_lines()]
+        if self.grids:
+            lines.append(f"Images:     {', '.join(map(str, self.grids))}")
+        if self.before_after is not None:
+            lines.append(f"In pairs:   {self.before_after}")
         if self.plot is not None:
             lines.append(f"Curve:      {self.plot}")
         lines.append(f"Checkpoint: {self.folder / 'last'} (best: {self.folder / 'best'})")
@@ -77,7 +88,9 @@ def describe(result: EvaluationResult) -> str:
     """The numbers of an evaluation, one a line."""
     lines = [f"reward      {result.mean:.3f} ± {result.standard_error:.3f} (mean ± s.e. of {result.valid} episodes)"]
     if invalid := len(result.returns) - result.valid:
-        lines.append(f"invalid     {invalid} episodes whose reward failed")
+        reasons = [reason for reason in result.info.get("invalid", []) if reason is not None]
+        first = f", the first because: {one_line(reasons[0])}" if reasons else ""
+        lines.append(f"invalid     {invalid} episodes whose reward failed{first}")
     if math.isfinite(result.kl):
         lines.append(f"KL          {result.kl:z.2f} nats an episode from the reference")
     lines.append(
@@ -110,8 +123,3 @@ def one_line(text: Any) -> str:
     if isinstance(text, list):
         text = text[-1]["content"] if text else ""
     return " ".join(str(text).split())
-
-
-def reward_text(reward: float | None) -> str:
-    """A reward for people."""
-    return "invalid" if reward is None or not math.isfinite(reward) else f"{reward:.2f}"
