@@ -30,8 +30,7 @@ from torch import Tensor
 
 from ..trajectories import Trajectories
 from .advantages import group_advantages
-from .on_policy import Batch, Metrics, OnPolicyAgent, OnPolicyConfig
-from .policies.policy import Evaluation
+from .on_policy import OnPolicyAgent, OnPolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +75,3 @@ class GRPO(OnPolicyAgent):
         c = self.config
         advantage = group_advantages(episodes.returns, episodes.group, episodes.valid, c.advantage, c.epsilon)
         return self.clipped(advantage)[:, None] * episodes.mask, None
-
-    def loss(self, batch: Batch, now: Evaluation, weights: Tensor, share: Tensor) -> tuple[Tensor, Metrics]:
-        return self.policy_loss(batch, now, weights, share)

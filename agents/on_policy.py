@@ -67,7 +67,7 @@ class Batch:
 
 
 class OnPolicyAgent(Agent):
-    """Collect, score, update. A subclass gives :meth:`targets` and :meth:`loss`; nothing here knows what acts."""
+    """Collect, score, update. A subclass gives :meth:`targets`, some :meth:`loss`; nothing here knows what acts."""
 
     config: OnPolicyConfig
 
@@ -109,9 +109,8 @@ class OnPolicyAgent(Agent):
             values: ``[B, T + 1]`` of the critic before any update; None without one.
         """
 
-    @abstractmethod
     def loss(self, batch: Batch, now: Evaluation, weights: Tensor, share: Tensor) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of some rows of a minibatch; both are sums over micro-batches.
+        """Loss and metrics of some rows of a minibatch, here :meth:`policy_loss`; both are sums over micro-batches.
 
         Args:
             batch: the rows.
@@ -119,6 +118,7 @@ class OnPolicyAgent(Agent):
             weights: ``[B, T]`` weight of each decision in the minibatch's aggregate loss.
             share: ``[B, T]`` 1 / (decisions in the minibatch), 0 at padding: turns a sum into a mean over decisions.
         """
+        return self.policy_loss(batch, now, weights, share)
 
     def collect(self) -> Trajectories:
         """Play ``episodes_per_iteration`` episodes; a group is a reset seed repeated ``group_size`` times."""
@@ -132,13 +132,16 @@ class OnPolicyAgent(Agent):
     def iterate(self) -> tuple[Trajectories, Metrics]:
         """One round: collect, compute targets, update. Returns the episodes and what happened."""
         episodes = self.collect()
-        valid = episodes.select(episodes.valid)
-        metrics: Metrics = {}
-        if len(valid):
-            batch, metrics = self.prepare(valid)
-            metrics |= self.update(batch)
+        kept, metrics = self.keep(episodes)
+        if len(kept):
+            batch, prepared = self.prepare(kept)
+            metrics |= prepared | self.update(batch)
         self.reference.step(self.policy, self.iteration + 1, self.config.reference_every, self.config.reference_mix)
         return episodes, metrics
+
+    def keep(self, episodes: Trajectories) -> tuple[Trajectories, Metrics]:
+        """The episodes that the updates read, here all valid ones, and what to log of the choice."""
+        return episodes.select(episodes.valid), {}
 
     def decisions(self, episodes: Trajectories) -> Tensor:
         """``[B, T]`` bool, the decisions that this iteration's updates read."""
@@ -296,10 +299,13 @@ class OnPolicyAgent(Agent):
         )
         if gaussian is not None:
             losses = losses * step_weights(c.step_weights, gaussian.noise_weight, gaussian.step_size, mask)
+        moved = kl_estimate(batch.old_log_probs, now.log_probs.detach(), "k3").where(mask, 0.0)
+        if gaussian is not None and batch.old_means is not None:
+            moved = gaussian_kl(gaussian.mean.detach(), batch.old_means, gaussian.std)  # estimates overflow in images
         metrics = {
             "train/policy_loss": (losses * weights).sum().item(),
             "train/clip_fraction": (clipped * share).sum().item(),
-            "train/approx_kl": (kl_estimate(batch.old_log_probs, now.log_probs.detach(), "k3") * share).sum().item(),
+            "train/approx_kl": (moved * share).sum().item(),
         }
         if c.kl_coef and c.kl_in == "loss" and c.kl_estimator == "exact":
             assert gaussian is not None and batch.reference_means is not None
