@@ -60,7 +60,7 @@ class DPOConfig(GradientConfig):
     beta: float = 0.1
     loss: Literal["sigmoid", "robust", "ipo"] = "sigmoid"
     label_smoothing: float = 0.0
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     reference: Literal["initial", "moving", "soup", "none"] = "initial"
 
     def __post_init__(self) -> None:
