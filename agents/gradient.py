@@ -14,7 +14,7 @@ from torch import Tensor
 from ..trajectories import Trajectories
 from .agent import Agent, AgentConfig
 from .checkpoint import flatten_optimizer, restore_optimizer
-from .divergences import kl_estimate
+from .divergences import gaussian_kl, kl_estimate
 from .policies.policy import Policy
 from .references import Reference
 from .rollouts import collect
@@ -177,15 +177,18 @@ class GradientAgent(Agent):
 
     @torch.no_grad()
     def divergences(self, episodes: Trajectories) -> Tensor | None:
-        if self.reference.kind == "none":
-            return None
-        size = self.config.micro_batch_size or len(episodes)
+        if self.reference.kind == "none" or not self.policy.drawn(episodes).any():
+            return None  # deterministic episodes have no density
+        parts = []
         with self.reference.policy(self.policy) as policy:
-            parts = [
-                policy.evaluate_actions(episodes.select(rows)).log_probs
-                for rows in torch.arange(len(episodes)).split(size)
-            ]
-        return kl_estimate(episodes.log_probs, torch.cat(parts), "k1").mul(episodes.mask).sum(1)
+            for rows in torch.arange(len(episodes)).split(self.config.micro_batch_size or len(episodes)):
+                part = episodes.select(rows)
+                now = policy.evaluate_actions(part)
+                if now.gaussian is None:
+                    parts.append(kl_estimate(part.log_probs, now.log_probs, "k1").mul(part.mask).sum(1))
+                else:
+                    parts.append(gaussian_kl(part.extras["mean"], now.gaussian.mean, now.gaussian.std).sum(1))
+        return torch.cat(parts)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"optimizer": flatten_optimizer(self.optimizer)[0], "reference": self.reference.tensors()}
