@@ -7,6 +7,7 @@ before it. Nothing here carries gradient.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -132,6 +133,42 @@ def group_advantages(
     else:
         scale = torch.ones_like(zeros)
     return (centered * scale[index]).where(informative[index], 0.0).to(returns.dtype)
+
+
+@torch.no_grad()
+def prompt_scores(
+    returns: Tensor,
+    prompts: Sequence[str],
+    seen: Mapping[str, Sequence[float]],
+    min_count: int = 2,
+    ddof: int = 0,
+    eps: float = 1e-6,
+) -> Tensor:
+    r"""How each return compares with those seen of its prompt, :math:`(r_i - m_p) / (s_p + \epsilon)`, ``[B]``.
+
+    Unlike in :func:`group_advantages` the mean :math:`m_p` and the deviation :math:`s_p` may reach back over earlier
+    batches, so that a batch needs no two episodes of a prompt: the running statistics of DDPO (Black et al. 2023,
+    arXiv:2305.13301). Where fewer than ``min_count`` returns of a prompt were seen, both are taken over the batch.
+    Statistics whose returns are equal up to float noise say nothing and give exactly 0.
+
+    Args:
+        returns: ``[B]`` float, finite.
+        prompts: ``B`` of them.
+        seen: by prompt, the returns that count, those of this batch included.
+        min_count: returns of a prompt from which on its own statistics are taken.
+        ddof: 0 for the deviation of the population (DDPO), 1 for that of a sample (B2-DiffuRL).
+        eps: added to the deviation.
+    """
+    batch = torch.as_tensor(returns.tolist(), dtype=torch.float64)
+    scores = torch.zeros_like(batch)
+    for i, prompt in enumerate(prompts):
+        known = torch.tensor(seen.get(prompt, ()), dtype=torch.float64)
+        if len(known) < min_count:
+            known = batch
+        high, low = known.max(), known.min()
+        if len(known) > ddof and high - low > 1e-6 * max(1.0, known.abs().max().item()):
+            scores[i] = (batch[i] - known.mean()) / (known.std(correction=ddof) + eps)
+    return scores.to(returns)
 
 
 @torch.no_grad()

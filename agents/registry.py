@@ -32,6 +32,16 @@ AGENTS = {
         ".preference.dpo:DPO", "direct preference optimisation: pairs from a file, or the best and worst of a group"
     ),
     "rwr": Entry(".rwr:RWR", "reward-weighted regression: imitate one's own episodes, the better ones more"),
+    "ddpo": Entry(".ddpo:DDPO", "denoising diffusion policy optimisation: against what a prompt has paid so far"),
+    "dpok": Entry(".dpok:DPOK", "denoisers with a learned baseline and a divergence to the pretrained model"),
+    "flow-grpo": Entry(".flow_grpo:FlowGRPO", "GRPO with the options of Flow-GRPO, for flow models"),
+    "grpo-guard": Entry(".flow_grpo:GRPOGuard", "Flow-GRPO whose ratio is normalised over denoising steps"),
+    "tempflow-grpo": Entry(
+        ".tempflow_grpo:TempFlowGRPO", "Flow-GRPO whose groups branch at one step, which alone is credited"
+    ),
+    "b2-diffurl": Entry(
+        ".b2_diffurl:B2DiffuRL", "for sparse rewards: the last denoising steps first, the extremes of branches only"
+    ),
 }
 
 
