@@ -84,8 +84,10 @@ def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor, divisor: floa
 
     .. math:: \frac h2 \left(\frac{\sigma (1 - t)}{2t} + \frac1\sigma\right)^2 \|v - v_{ref}\|^2
 
-    Its code divides by :math:`2\sigma^2` instead, which is :math:`h` times this, and takes the mean over dimensions: a
-    weight :math:`\beta` there is :math:`\beta h / d` here (``divisor=1``) for equal steps.
+    Its code divides by :math:`2\sigma^2` instead, which is :math:`h` times this, and takes the mean over all :math:`d`
+    dimensions, in the log-probabilities too. On equal steps a weight :math:`\beta` there is :math:`\beta h` here with
+    means (``divisor=d``). With sums (``divisor=1``) this term is :math:`d` times larger, and so is the gradient of the
+    ratio: :math:`\beta h` keeps their balance, :math:`\beta h / d` the value of this term alone.
 
     Args:
         mean: ``[B, T, ...]`` float.
