@@ -87,8 +87,8 @@ def make_table(
     if sampler not in get_args(SamplerName):
         raise ValueError(f"sampler is {sampler!r}, expected one of {', '.join(get_args(SamplerName))}")
     level = NOISE_LEVELS[sampler] if noise_level is None else noise_level
-    if level < 0:
-        raise ValueError(f"noise_level is {noise_level}, expected at least 0")
+    if not 0 <= level < math.inf:
+        raise ValueError(f"noise_level is {noise_level}, expected a number of at least 0")
     if sampler != "ode" and (sampler == "ddim") != (grid.kind == "diffusion"):
         fitting = "ddim or ode" if grid.kind == "diffusion" else "flow_sde, dance_sde, cps or ode"
         raise ValueError(f"sampler is {sampler!r}, but the model is a {grid.kind} model: expected {fitting}")
