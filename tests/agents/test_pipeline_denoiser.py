@@ -283,6 +283,9 @@ def test_a_spec_builds_the_same_denoiser(folder, name, rank):
     denoiser = PipelineDenoiser(denoiser.pipe, **arguments) if not rank else denoiser
     again = PipelineDenoiser.from_spec(json.loads(json.dumps(denoiser.spec())))
     assert again.spec() == denoiser.spec()
+    if rank:
+        adapters = again.network.peft_config["default"]
+        assert (adapters.r, adapters.lora_alpha, adapters.target_modules) == (2, 3, {"to_q"})
     assert torch.equal(again.grid(4).levels, denoiser.grid(4).levels)
     with torch.no_grad():
         assert torch.equal(again(*inputs(again)), denoiser(*inputs(denoiser)))
