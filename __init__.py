@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from .agents.grpo import GRPO, GRPOConfig
     from .agents.policies.lm import LMPolicy
     from .agents.ppo import PPO, PPOConfig
+    from .agents.preference.dpo import DPO, DPOConfig
+    from .agents.rwr import RWR, RWRConfig
     from .rewards import Reward, as_reward
     from .trajectories import Trajectories
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPO",
     "GRPO",
     "PPO",
+    "RWR",
+    "DPOConfig",
     "GRPOConfig",
     "LMPolicy",
     "PPOConfig",
+    "RWRConfig",
     "Reward",
     "Trajectories",
     "__version__",
@@ -33,11 +39,15 @@ __all__ = [
 ]
 
 _LAZY = {
+    "DPO": ".agents.preference.dpo",
+    "DPOConfig": ".agents.preference.dpo",
     "GRPO": ".agents.grpo",
     "GRPOConfig": ".agents.grpo",
     "LMPolicy": ".agents.policies.lm",
     "PPO": ".agents.ppo",
     "PPOConfig": ".agents.ppo",
+    "RWR": ".agents.rwr",
+    "RWRConfig": ".agents.rwr",
     "Reward": ".rewards",
     "Trajectories": ".trajectories",
     "as_reward": ".rewards",

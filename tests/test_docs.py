@@ -58,23 +58,24 @@ def test_links_lead_somewhere(name):
 
 
 def test_every_option_of_the_agents_is_explained():
-    from aligngym import GRPOConfig, PPOConfig
+    from aligngym import DPOConfig, GRPOConfig, PPOConfig, RWRConfig
 
-    fields = {field.name for config in (GRPOConfig, PPOConfig) for field in dataclasses.fields(config)}
+    configs = (GRPOConfig, PPOConfig, DPOConfig, RWRConfig)
+    fields = {field.name for config in configs for field in dataclasses.fields(config)}
     assert not missing(fields, "agents.md")
 
 
 def test_the_defaults_in_the_table_are_those_of_the_code():
-    from aligngym import GRPOConfig, PPOConfig
+    from aligngym import DPOConfig, GRPOConfig, PPOConfig, RWRConfig
 
     checked = 0
-    grpo, ppo = GRPOConfig(), PPOConfig()
+    every = grpo, ppo, *_ = GRPOConfig(), PPOConfig(), DPOConfig(), RWRConfig()
     for line in text_of("agents.md").splitlines():
         names, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         options = re.findall(r"`(\w+)`", names)
-        if not (line.startswith("| `") and options and all(hasattr(grpo, o) or hasattr(ppo, o) for o in options)):
+        if not (line.startswith("| `") and options and all(any(hasattr(c, o) for c in every) for o in options)):
             continue  # no row of a table of options
-        configs = [grpo, ppo] if len(cells) == 3 else [grpo if hasattr(grpo, options[0]) else ppo]
+        configs = [grpo, ppo] if len(cells) == 3 else [next(c for c in every if hasattr(c, options[0]))]
         for config, cell in zip(configs, cells, strict=False):
             values = tuple(getattr(config, option) for option in options)
             assert eval(cell.strip("`")) in (values, values[0]), names
@@ -107,9 +108,10 @@ def test_every_logged_metric_is_explained(tmp_path):
     from aligngym.agents.callbacks import EvaluationCallback, read_table
 
     options = {"episodes_per_iteration": 16, "entropy_coef": 0.01, "group_size": 4}
-    for agent in (aligngym.GRPO, aligngym.PPO):
+    for agent in (aligngym.GRPO, aligngym.PPO, aligngym.DPO, aligngym.RWR):
         folder = tmp_path / agent.__name__
-        trained = agent("TabularBandit-v0", config=agent.config_class(**options), folder=folder)
+        own = {k: v for k, v in options.items() if hasattr(agent.config_class, k)}
+        trained = agent("TabularBandit-v0", config=agent.config_class(**own), folder=folder)
         trained.learn(32, [EvaluationCallback(trained.env, 16), Alarms()])
         logged = {key for row in read_table(folder / "progress.csv") for key in row}
         logged = {re.sub(r"alarm/\w+", "alarm/<kind>", re.sub(r"term/\w+", "term/<name>", key)) for key in logged}

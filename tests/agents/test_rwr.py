@@ -14,6 +14,8 @@ from aligngym.agents.policies.control import TabularPolicy
 from aligngym.agents.rwr import RWR, RWRConfig, regression_weights
 from aligngym.envs.bandit import kl_optimum
 
+from .toy_denoiser import toy_env, toy_policy
+
 RETURNS = torch.tensor([0.0, 1.0, 2.0, 5.0, 5.0, 4.0])
 ONE, TWO = torch.zeros(6, dtype=torch.int64), torch.tensor([3, 3, 3, 8, 8, 8])
 
@@ -145,3 +147,25 @@ def test_episodes_that_failed_weigh_nothing(tiny_env, tiny_policy):
 
     env = tiny_env(16, reward=lambda completions, **_: [None if "w1" in c else len(c) / 9 for c in completions])
     RWR(env, tiny_policy(), RWRConfig(episodes_per_iteration=16)).learn(32, Weights())
+
+
+def on_the_right(completions, **_):
+    """1 in the half-plane x > 0."""
+    return [float(point[0] > 0) for point in completions]
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_a_denoiser_imitates_its_better_samples(kind, monkeypatch):
+    """The baseline of DDPO: denoising errors weighted by the reward."""
+
+    def share_on_the_right():
+        options = {"episodes_per_iteration": 128, "epochs": 4, "minibatch_size": 32, "learning_rate": 3e-3}
+        agent = RWR(toy_env(kind, 128, reward=on_the_right), toy_policy(kind), RWRConfig(**options))
+        return [agent.evaluate(episodes=256).mean, agent.learn(128 * 10).evaluate(episodes=256).mean]
+
+    before, after = share_on_the_right()
+    assert 0.4 < before < 0.6 and after > 0.75, (before, after)
+    right = regression_weights
+    monkeypatch.setattr(rwr_module, "regression_weights", lambda returns, *args: right(-returns, *args))
+    before, after = share_on_the_right()
+    assert after < 0.3, (before, after)
