@@ -284,12 +284,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    """Write rows as CSV, with the columns of all of them; what a row lacks, or is NaN, stays empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    """Write rows as CSV, with the columns of all of them; what a row lacks, or is NaN, stays empty.
+
+    A column without any number is left out: the file is the same whether rows were read from such a file before or not.
+    """
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if math.isfinite(value)))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
-    for row in rows:  # whole numbers look the same whether or not they were read from such a file before
+    for row in rows:  # whole numbers look the same, too
         writer.writerow({k: int(v) if float(v).is_integer() else v for k, v in row.items() if math.isfinite(v)})
     write_text(path, text.getvalue())
 

@@ -217,3 +217,12 @@ def test_tables_survive_a_round_trip(tmp_path):
     assert read_table(tmp_path / "t.csv") == rows
     assert read_table(tmp_path / "none.csv") == []
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_table_read_and_written_again_is_the_same_file(tmp_path):
+    rows = [{"a": math.nan, "b": 1.0, "c": math.nan}, {"a": 2.0, "b": math.nan, "c": math.nan}]
+    write_table(tmp_path / "t.csv", rows)
+    text = (tmp_path / "t.csv").read_text()
+    assert text == "b,a\n1,\n,2\n"
+    write_table(tmp_path / "t.csv", read_table(tmp_path / "t.csv"))
+    assert (tmp_path / "t.csv").read_text() == text
