@@ -83,7 +83,10 @@ def test_the_defaults_in_the_table_are_those_of_the_code():
     assert checked > 40
 
 
-@pytest.mark.parametrize("target", ["text.llm_align:LLMAlignVectorEnv", "bandit:TabularBanditVectorEnv"])
+@pytest.mark.parametrize(
+    "target",
+    ["text.llm_align:LLMAlignVectorEnv", "image.denoising:DenoisingVectorEnv", "bandit:TabularBanditVectorEnv"],
+)
 def test_every_argument_and_option_of_the_environments_is_explained(target):
     module, name = target.split(":")
     cls = getattr(import_module(f"aligngym.envs.{module}"), name)
