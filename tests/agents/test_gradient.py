@@ -321,3 +321,17 @@ def test_tables_can_be_read_from_both_sides():
     """A policy with a critic has likelihoods too; the critic is left alone."""
     agent = DPO("TabularBandit-v0", TabularPolicy(4, 8, value=True), DPOConfig(**COMMON)).learn(16)
     assert (agent.policy.values == 0).all() and (agent.policy.logits != 0).any()
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_moving_reference_follows_every_so_many_iterations(name):
+    cls, config = AGENTS[name]
+    options = COMMON | {"reference": "moving", "reference_every": 2}
+    agent = cls("TabularBandit-v0", TabularPolicy(4, 8, value=False), config(**options))
+    for iteration in range(1, 4):
+        before = agent.reference.tensors()["logits"].clone()
+        agent.learn(16)
+        moved = agent.reference.tensors()["logits"]
+        assert (
+            torch.equal(moved, agent.policy.logits if iteration == 2 else before) and (agent.policy.logits != 0).any()
+        )
