@@ -12,7 +12,7 @@ MODELS = {
     "emoji-diffusion": "embedded diffusion model of captioned 32x32 emoji",
     "emoji-flow": "embedded rectified-flow model of the same",
     "smollm2-135m": "SmolLM2-135M-Instruct, once `aligngym assets smollm2` has fetched it",
-    "FOLDER, HUB/NAME": "any causal language model in Hugging Face's format, or a diffusers pipeline",
+    "FOLDER, HUB/NAME": "any causal language model in Hugging Face's format",
 }
 
 

@@ -15,6 +15,18 @@ RUNS = {
     "composed_wrappers": (TINY, ["after"]),
     "custom_environment": (["--episodes", "2048"], ["exactly right"]),
     "custom_reward": ([*TINY, "--eval-episodes", "8"], ["before", "after", "dialogue", "->"]),
+    "diffusion_ddpo": (
+        ["--episodes", "32", "--eval-episodes", "4", "--num-steps", "3"],
+        ["before", "after", "In pairs:", "images/32.png"],
+    ),
+    "diffusion_reward": (
+        ["--episodes", "32", "--eval-episodes", "4", "--num-steps", "3"],
+        ["before", "after", "warmth", "pairs: runs/warm/before-after.png"],
+    ),
+    "flow_grpo": (
+        ["--episodes", "8", "--num-steps", "3", "--rows", "8"],
+        ["before", "after", "guided", "runs/flow-grpo/guided.png"],
+    ),
     "plotting": ([*TINY, "--prompts", "4", "--draws", "2"], ["learning.png", "frontier.png"]),
     "quickstart": (
         [*TINY, "--eval-episodes", "6", "--max-new-tokens", "12"],
