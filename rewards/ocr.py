@@ -13,7 +13,6 @@ from .image import Image, ImageReward, optional
 from .reward import RewardScores, Text
 
 _QUOTED = re.compile(r"\"([^\"]*)\"|“([^”]*)”")
-_LONGEST_SIDE = 2000  # to which rapidocr reduces larger images
 
 
 def quoted(prompt: str) -> str | None:
@@ -50,14 +49,15 @@ class Ocr(ImageReward):
         column: The column that holds a text for each.
         contained: Whether an image that shows the target among other text has 1, as in Flow-GRPO, where covering the
             image in text costs nothing.
-        resolution: Smaller images are enlarged until their shorter side has so many pixels; 32 or more.
+        resolution: Where text is looked for, smaller images are enlarged until their shorter side has so many pixels;
+            32 or more. Images beyond 2,000 pixels are made smaller.
         threads: CPU threads of the recognition.
     """
 
     target: str | None = None
     column: str = "target"
     contained: bool = False
-    resolution: int = 256
+    resolution: int = 128
     threads: int = 1
     name: str | None = field(default="ocr", kw_only=True)
     _reader: Any = field(default=None, init=False, repr=False, compare=False)
@@ -74,13 +74,11 @@ class Ocr(ImageReward):
     def load(self) -> None:
         """Reads the recognition models."""
         if self._reader is None:
-            optional("PIL.Image", self)
             self._reader = optional("rapidocr_onnxruntime", self).RapidOCR(
                 intra_op_num_threads=self.threads,
                 inter_op_num_threads=1,
                 use_cls=False,  # upside down is not legible
                 det_limit_side_len=self.resolution,
-                max_side_len=_LONGEST_SIDE,
             )
 
     def _score(self, completions: list[Any], prompts: list[Text] | None, columns: dict[str, Any]) -> RewardScores:
@@ -104,15 +102,7 @@ class Ocr(ImageReward):
     def read(self, image: Image) -> str:
         """Returns the text on an image ``[H, W, 3]`` uint8, one line of it a line."""
         self.load()
-        height, width = image.shape[:2]
-        factor = min(self.resolution / min(height, width), _LONGEST_SIDE / max(height, width))
-        if factor > 1:
-            pillow = optional("PIL.Image", self)
-            size = (round(width * factor), round(height * factor))
-            image = np.asarray(pillow.fromarray(image).resize(size, pillow.Resampling.BICUBIC))
-        lines, _ = self._reader(
-            np.ascontiguousarray(image[:, :, ::-1]), use_cls=False
-        )  # OpenCV's order of the channels
+        lines, _ = self._reader(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV's order of the channels
         return "\n".join(text for _, text, _ in lines or [])
 
 

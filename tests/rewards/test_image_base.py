@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aligngym.rewards import Colourfulness, Compressibility, ImageReward, Regex, Symmetry, as_reward
+from aligngym.rewards import ClipScore, Colourfulness, Compressibility, ImageReward, Regex, Symmetry, as_reward
 from aligngym.rewards.image import image_of
 
 
@@ -113,6 +113,8 @@ def test_a_batch_that_raises_is_scored_one_by_one():
 def test_errors_of_the_set_up_are_raised():
     with pytest.raises(ValueError, match="Batched reads column 'bonus'; columns given: other"):
         Batched().score([flat(1)], other=[1])
+    with pytest.raises(ValueError, match="ClipScore needs prompts, got None"):
+        ClipScore("folder").score([flat(1)])
 
     class TooFew(Batched):
         def images(self, batch, prompts, columns):

@@ -69,14 +69,20 @@ def test_the_score_counts_wrong_characters(reward):
     np.testing.assert_allclose(values, [1, 0.8, 1 - 1 / 6, 0.8, 1, 0], atol=1e-9)
 
 
-def test_small_images_are_enlarged(reward):
+def test_words_on_small_images_are_read(reward):
     small = [drawn("CAT", (32, 32), 14, at=(1, 8)), drawn("7", (24, 24), 18, at=(6, 1))]
     assert reward(small, target=["cat", "7"]) == [1.0, 1.0]
+    tiny = drawn("cat", (32, 32), 7, at=(2, 10))
+    assert reward([tiny], target="cat") == [1.0] and Ocr("cat", resolution=32)([tiny]) == [0.0]
     assert reward([drawn("a small cat", (900, 16), 12, at=(3, 0))], target="A small cat") == [1.0]
 
 
+def test_text_upside_down_is_not_legible(reward):
+    assert reward([drawn("HOUSE")[::-1, ::-1]], target="house")[0] < 0.5
+
+
 def test_an_image_too_thin_to_be_read_fails_alone(reward):
-    thin = np.full((1, 3000, 3), 255, np.uint8)  # must not be enlarged 256 times either
+    thin = np.full((1, 3000, 3), 255, np.uint8)
     scores = reward.score([thin, drawn("CAT"), BLANK[:1, :1]], target="cat")
     np.testing.assert_array_equal(scores.values, [np.nan, 1, 0])
     assert scores.reasons[0].startswith("ResizeImgError")
@@ -115,7 +121,7 @@ def test_wrong_options():
     for options, message in (
         ({"target": " "}, "target must have a character"),
         ({"resolution": 31}, "resolution >= 32 and threads >= 1, got 31 and 1"),
-        ({"threads": 0}, "got 256 and 0"),
+        ({"threads": 0}, "got 128 and 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Ocr(**options)
