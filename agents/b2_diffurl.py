@@ -51,7 +51,6 @@ class B2DiffuRLConfig(OnPolicyConfig):
         epsilon: added to the standard deviation.
         advantage_clip: advantages are limited to plus and minus this.
         epochs: passes over the kept episodes.
-        minibatch_size: episodes an optimiser step; 0 takes all of them.
         learning_rate: the default suits the embedded diffusion model.
         reference: none, as there is no divergence in the loss; another is paid for, and reported.
     """
@@ -65,7 +64,6 @@ class B2DiffuRLConfig(OnPolicyConfig):
     epsilon: float = 1e-8
     advantage_clip: float = 5.0
     epochs: int = 2
-    minibatch_size: int = 16
     learning_rate: float = 1e-4
     reference: Literal["initial", "moving", "soup", "none"] = "none"
 

@@ -39,7 +39,6 @@ class DDPOConfig(OnPolicyConfig):
             than prompt_buffer: always.
         epsilon: added to the standard deviation.
         advantage_clip: advantages are limited to plus and minus this.
-        minibatch_size: episodes an optimiser step; 0 takes all of them.
         learning_rate: the default suits the embedded diffusion model.
         reference: none, as there is no divergence in the loss; another is paid for, and reported.
     """
@@ -48,7 +47,6 @@ class DDPOConfig(OnPolicyConfig):
     prompt_min_count: int = 16
     epsilon: float = 1e-6
     advantage_clip: float = 5.0
-    minibatch_size: int = 32
     learning_rate: float = 1e-4
     reference: Literal["initial", "moving", "soup", "none"] = "none"
 

@@ -36,7 +36,6 @@ class FlowGRPOConfig(GRPOConfig):
         advantage_clip: advantages are limited to plus and minus this.
         kl_coef: weight of the exact divergence.
         kl_estimator: the closed form.
-        minibatch_size: episodes an optimiser step: half an iteration's.
         learning_rate: the default suits the embedded flow model.
     """
 
@@ -44,7 +43,6 @@ class FlowGRPOConfig(GRPOConfig):
     advantage_clip: float = 5.0
     kl_coef: float = 0.001
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
-    minibatch_size: int = 32
     learning_rate: float = 1e-4
 
 

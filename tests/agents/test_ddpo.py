@@ -89,6 +89,6 @@ def test_an_episode_whose_reward_failed_is_remembered_nowhere():
 
 def test_a_sampler_without_noise_is_refused_with_the_reason():
     for level, sampler in ((0.0, "ddim"), (None, "ode")):
-        with pytest.raises(ValueError, match=r"deterministic.*no log-probability"):
+        with pytest.raises(ValueError, match=r"noise_level=.*log-probability"):
             toy_agent("ddpo", policy={"noise_level": level, "sampler": sampler}).iterate()
     assert not (toy_policy(noise_level=0.0).table.std > 0).any()
