@@ -132,6 +132,16 @@ def test_a_falling_loss_with_both_errors_growing_is_visible():
     assert found["loss"] < 0.3 and found["chosen_log_likelihood"] < 0 and found["rejected_log_likelihood"] < 0, found
 
 
+def test_what_is_drawn_does_not_depend_on_micro_batches():
+    pairs, found = sampled_pairs("diffusion"), []
+    for size in (0, 3):
+        agent = build("diffusion", pairs, micro_batch_size=size, max_grad_norm=0.0)
+        agent.optimizer.step = lambda *_: None
+        agent.iterate()
+        found.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
+    assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_resume_is_exact(given, tmp_path):
     pairs = sampled_pairs("diffusion") if given else None
