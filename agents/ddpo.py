@@ -10,10 +10,12 @@ with mean and standard deviation of the last 16 returns of its prompt :math:`p`,
 whole iteration while there are fewer. The loss is the clipped surrogate, averaged over episodes and denoising steps.
 Paper: Black et al. 2023, arXiv 2305.13301 (the variant with importance sampling).
 
-Nothing here knows of images: any environment will do, and one whose info has no ``prompt`` counts as a single prompt.
+Nothing here knows of images: with ``step_weights="uniform", decisions_per_update=0`` any environment will do, and one
+whose info has no ``prompt`` counts as a single prompt.
 
-Deviations: an optimiser step reads all denoising steps of its episodes, where the paper's code shuffles the steps of
-each episode; equal returns give exactly 0. Its clip range of 1e-4 belongs to log-probabilities that are means over
+Deviations: steps are weighted by their noise (``step_weights="uniform"`` is the paper's loss); an optimiser step reads
+some denoising steps of each episode at once, where the paper's code goes through all of them one by one; equal returns
+give exactly 0. Its clip range of 1e-4 belongs to log-probabilities that are means over
 dimensions (``log_prob="mean"`` of the policy), the default here to their sums; see ``docs/agents.md``.
 """
 
@@ -39,6 +41,9 @@ class DDPOConfig(OnPolicyConfig):
             than prompt_buffer: always.
         epsilon: added to the standard deviation.
         advantage_clip: advantages are limited to plus and minus this.
+        step_weights: each step's share of the sampler's noise, which on the embedded model learned several times faster
+            than the paper's uniform weights: without it the almost noiseless last steps make up the gradient.
+        decisions_per_update: denoising steps of each episode that an update reads.
         learning_rate: the default suits the embedded diffusion model.
         reference: none, as there is no divergence in the loss; another is paid for, and reported.
     """
@@ -47,6 +52,8 @@ class DDPOConfig(OnPolicyConfig):
     prompt_min_count: int = 16
     epsilon: float = 1e-6
     advantage_clip: float = 5.0
+    step_weights: Literal["uniform", "noise", "inverse_step"] = "noise"
+    decisions_per_update: int = 5
     learning_rate: float = 1e-4
     reference: Literal["initial", "moving", "soup", "none"] = "none"
 

@@ -22,6 +22,7 @@ from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, chec
 from .checkpoint import STATE, load_json
 from .images import PAIRS, grid_path, save_before_after
 from .plots import plot_learning
+from .policies import is_denoising
 from .policies.policy import Policy, RowNoise
 from .registry import agent_class
 from .report import Report
@@ -55,7 +56,8 @@ class Experiment:
         eval_episodes: held-out episodes in an evaluation.
         eval_every: training episodes between evaluations. 0: an eighth of all.
         checkpoint_every: training episodes between checkpoints. 0: an eighth of all.
-        kl_limit: nats an episode from the reference policy at which an alarm is raised.
+        kl_limit: nats an episode from the reference policy at which an alarm is raised. None: 50, and no limit for
+            denoising, whose thousands of dimensions go further.
         temperature: of sampling, in training and evaluation.
         lora_rank: train low-rank adapters of this rank instead of all weights. 0: all weights.
         gradient_checkpointing: less memory for about a third more time.
@@ -78,7 +80,7 @@ class Experiment:
     eval_episodes: int = 256
     eval_every: int = 0
     checkpoint_every: int = 0
-    kl_limit: float = 50.0
+    kl_limit: float | None = None
     temperature: float = 1.0
     lora_rank: int = 0
     gradient_checkpointing: bool = False
@@ -133,13 +135,14 @@ def train(experiment: Experiment, config: AgentConfig | None = None, *, resume: 
         (folder / RUN_FILE).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     set_threads(agent.policy, experiment.threads)
     eighth = max(1, experiment.episodes // 8)
+    kl_limit = experiment.kl_limit or (math.inf if is_denoising(agent.env) else 50.0)
     evaluation = make_env(experiment, min(experiment.eval_episodes, 128), split="eval")
     with closing(ProgressBar()) as bar:
         watch = EvaluationCallback(evaluation, experiment.eval_episodes, experiment.eval_every or eighth)
         callbacks = [
             bar,
             watch,
-            Alarms(kl_limit=experiment.kl_limit),
+            Alarms(kl_limit=kl_limit),
             CheckpointCallback(experiment.checkpoint_every or eighth, keep=1),
         ]
         agent.learn(experiment.episodes - agent.episodes, callbacks)
