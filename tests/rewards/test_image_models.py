@@ -81,8 +81,12 @@ def test_clip_score_is_a_cosine_that_is_not_negative(folder, direct):
 
 @pytest.mark.parametrize("reward", [ClipScore, PickScore])
 def test_batches_do_not_matter(folder, reward):
-    one_by_one = reward(folder, batch_size=1)(IMAGES, PROMPTS)
+    made = reward(folder, batch_size=1)
+    one_by_one = made(IMAGES, PROMPTS)
     np.testing.assert_allclose(reward(folder, batch_size=4)(IMAGES, PROMPTS), one_by_one, atol=1e-4)
+    np.testing.assert_allclose(
+        made.images(IMAGES, PROMPTS, {}), one_by_one, atol=1e-4
+    )  # a batch that raises shows here
 
 
 def test_one_sample_that_fails_costs_no_other(folder):
