@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,22 +96,31 @@ class CaptionUNet(Denoiser):
         return F.pixel_shuffle(y, 2)
 
     def grid(self, num_steps: int) -> NoiseGrid:
-        """Diffusers' trailing DDIM steps, which end at the cleanest training level; or equal steps in time."""
+        """Diffusers' trailing DDIM steps, which end at the cleanest training level; or equal steps in time.
+
+        Raises:
+            ValueError: for more steps of a diffusion model than half of its training levels.
+        """
         if self.kind == "flow":
             levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
             return NoiseGrid("flow", (TRAINING_STEPS * levels[:-1]).float(), levels)
-        # set_alpha_to_one=False: with a last level of 1 the last step of DDIM would have no noise and no probability.
-        scheduler = diffusers().DDIMScheduler(
-            TRAINING_STEPS, beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", set_alpha_to_one=False
-        )
-        scheduler.set_timesteps(num_steps)
-        levels = torch.cat([scheduler.alphas_cumprod[scheduler.timesteps], scheduler.final_alpha_cumprod[None]])
-        return NoiseGrid("diffusion", scheduler.timesteps.float(), levels.double())
+        if num_steps > TRAINING_STEPS // 2:
+            raise ValueError(f"num_steps is {num_steps}, expected at most {TRAINING_STEPS // 2} for a diffusion model")
+        known = diffusers().DDIMScheduler(TRAINING_STEPS, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+        # As in the scheduler, but for some numbers of steps rounding gives that one more, which is cut off here.
+        times = torch.from_numpy(np.arange(TRAINING_STEPS, 0, -TRAINING_STEPS / num_steps)[:num_steps].round() - 1)
+        # With a last level of 1, as DDIM often has it, the last step would have no noise and no probability.
+        return NoiseGrid("diffusion", times.float(), torch.cat([known[times.long()], known[:1]]).double())
 
     def spec(self) -> dict[str, Any]:
         return {
             "kind": self.kind, "vocabulary": list(self.vocabulary), "size": self.size, "channels": list(self.channels)
         }  # fmt: skip
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        with torch.random.fork_rng(devices=()):  # diffusers draws initial weights from the global generator
+            return cls(**spec)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` in float16, which :meth:`from_pretrained` reads."""
@@ -133,8 +143,7 @@ class CaptionUNet(Denoiser):
         config: Mapping[str, Any] = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
         if set(config) != {"kind", "vocabulary", "size", "channels"}:
             raise ValueError(f"{folder} holds no caption-conditional UNet: its {CONFIG} has {sorted(config)[:8]}")
-        with torch.random.fork_rng(devices=()):  # diffusers draws initial weights from the global generator
-            model = cls(**config)
+        model = cls.from_spec(config)
         model.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / WEIGHTS).items()})
         return model.eval()
 
