@@ -214,12 +214,13 @@ class DenoiserPolicy(Policy):
             raise ValueError(
                 f"episodes were sampled with {trajectories.sampling}, not with this policy's {self.sampling}"
             )
-        if not (self.table.std > 0).any():
+        mask = self.drawn(trajectories)
+        if not mask.any():
             raise ValueError(
-                f"sampler {self.sampler!r} with noise_level={self.noise_level} is deterministic, so that its actions "
-                "have no log-probability: train with noise (ddim with noise_level > 0, flow_sde, dance_sde or cps)"
+                f"no decision drew noise (sampler {self.sampler!r}, noise_level={self.noise_level}), so that none has "
+                "a log-probability: sample with noise (ddim with noise_level > 0, flow_sde, dance_sde or cps), and "
+                "not with deterministic=True"
             )
-        mask = trajectories.mask & self.drawn(trajectories)
         rows, steps = mask.nonzero(as_tuple=True)
         states, std = self._states(trajectories), self.table.std.to(mask.device)[steps]
         condition = {k: v[rows] for k, v in self._condition(_observed(trajectories, "prompt")).items()}
@@ -303,12 +304,7 @@ class DenoiserPolicy(Policy):
         return cls(classes[network["class"]].from_spec(network["spec"]), **options)
 
     def _decide(self, x: Tensor, step: Tensor, condition: Condition, table: SamplerTable, noise: RowNoise) -> Decision:
-        mean = torch.cat(
-            [
-                self._mean(x[i], step[i], {k: v[i] for k, v in condition.items()}, table)
-                for i in _slices(len(x), self.batch_size)
-            ]
-        )
+        mean = self._mean(x, step, condition, table)
         std = table.std.to(x.device)[step]
         if not (std > 0).any():
             return Decision(mean, torch.zeros_like(std), {"mean": mean, "std": std})
@@ -320,6 +316,11 @@ class DenoiserPolicy(Policy):
 
     def _mean(self, x: Tensor, step: Tensor, condition: Condition, table: SamplerTable) -> Tensor:
         """The sampler's mean ``[N, *shape]`` at states ``x [N, *shape]`` of steps ``step [N]``."""
+        if len(x) > self.batch_size and not torch.is_grad_enabled():
+            pieces = _slices(len(x), self.batch_size)
+            return torch.cat(
+                [self._mean(x[i], step[i], {k: v[i] for k, v in condition.items()}, table) for i in pieces]
+            )
         t = self.grid.times.to(x.device)[step]
         out = self._network(x, t, condition)
         if self.guidance != 1.0:
