@@ -10,7 +10,7 @@ A run goes on where it was interrupted (``--out`` keeps ``training.pt``), and is
 
     python scripts/train_emoji_denoiser.py diffusion --data emoji.npz --out emoji-diffusion --steps 12000
     python scripts/train_emoji_denoiser.py flow \
-        --data emoji.npz --out emoji-flow --init emoji-diffusion --steps 6000 --lr 5e-4
+        --data emoji.npz --out emoji-flow --init emoji-diffusion --steps 4000 --lr 5e-4
 """
 
 from __future__ import annotations
