@@ -97,7 +97,7 @@ def save_grid(
         raise ValueError(f"images, captions and rewards have {counts} entries, expected at least one, and equally many")
     notes = [[]] * len(shown) if values is None else [[reward_text(value)] for value in values]
     cells = [_Cell([image], text, note) for image, text, note in zip(shown, texts, notes, strict=True)]
-    picture, places = _draw(cells, columns=min(8, math.ceil(math.sqrt(len(cells)))))
+    picture, places = _draw(cells, _columns(len(cells), 8))
     return _save_png(picture, Path(path), {"places": places, "captions": texts, "rewards": values})
 
 
@@ -156,7 +156,7 @@ def save_before_after(before: str | Path, after: str | Path, path: str | Path, c
         return [f"{label} {reward_text(r[i])}" if r else label for label, r in parts.items()]
 
     cells = [_Cell([old.images[i], new.images[i]], old.captions[i], notes(i)) for i in range(shown)]
-    picture, places = _draw(cells, columns=min(4, math.ceil(math.sqrt(shown))))
+    picture, places = _draw(cells, _columns(shown, 4))
     return _save_png(picture, Path(path), {"places": places})
 
 
@@ -210,7 +210,7 @@ def save_gif(
     texts = [""] * max(counts, default=0) if captions is None else [str(c) for c in captions]
     if not texts or counts != {len(texts)}:
         raise ValueError(f"frames have {sorted(counts)} images, captions {len(texts)} entries: must be equal, above 0")
-    columns, last, pictures = min(4, math.ceil(math.sqrt(len(texts)))), len(frames) - 1, []
+    columns, last, pictures = _columns(len(texts), 4), len(frames) - 1, []
     for k, frame in enumerate(frames):
         cells = [_Cell([image], text) for image, text in zip(frame, texts, strict=True)]
         pictures.append(_draw(cells, columns, title=f"step {k} of {last}")[0])
@@ -226,6 +226,11 @@ def _checked(number: int, image: Any) -> Image | None:
         kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image {number} is {kind}, expected uint8 [H, W, 3]")
     return image  # type: ignore[no-any-return]
+
+
+def _columns(count: int, most: int) -> int:
+    """Of a grid about as wide as high, or wider where that fills its rows."""
+    return min(range(min(most, math.ceil(math.sqrt(count))), most + 1), key=lambda columns: -count % columns)
 
 
 def _draw(
