@@ -14,7 +14,7 @@ from ...assets import image_prompts_path
 from ...rewards import as_reward
 from ..batching import Flags, Rows, check_positive, row_indices
 from ..generation import EpisodeScores, GenerationEnv, GenerationVectorEnv
-from ..text.prompts import PromptSource, load_prompts
+from ..text.prompts import PromptSource, load_prompts, well_formed
 
 if TYPE_CHECKING:
     from ...rewards import Reward
@@ -51,10 +51,11 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         shape: of a sample; ``(3, 32, 32)`` fits the embedded models, a latent's shape a latent diffusion model.
         num_steps: denoising steps of an episode; None: 20 (diffusion), 10 (flow).
         decoder: "pixels" maps a sample ``[3, H, W]`` in [-1, 1] to an image; None hands out the samples themselves,
-            float32 (points, not images); a function maps samples ``[B, *shape]`` to a list of ``B`` arrays (a VAE).
+            float32 (points, not images); a function maps samples ``[B, *shape]`` to a list of ``B`` arrays of one shape
+            (a VAE).
         max_prompt_bytes: the longest prompt, at least 1.
         prompt_column: where prompts have columns, the one that holds the prompt.
-        render_mode: None or "rgb_array": the decoded sample of a row as it stands.
+        render_mode: None or "rgb_array": the decoded sample of a row as it stands; needs a decoder.
         device: None for numpy observations, a torch device for tensors there.
 
     Raises:
@@ -83,13 +84,16 @@ class DenoisingVectorEnv(GenerationVectorEnv):
     ) -> None:
         num_steps = self.default_steps if num_steps is None else num_steps
         check_positive(num_steps=num_steps, max_prompt_bytes=max_prompt_bytes)
+        whole = isinstance(shape, Sequence) and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
+        if not whole or not len(shape):
+            raise ValueError(f"shape is {shape!r}, expected a list of positive integers")
         self.shape = tuple(int(n) for n in shape)
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape is {shape}, expected positive numbers")
         if decoder == "pixels" and (len(self.shape) != 3 or self.shape[0] != 3):
             raise ValueError(f"decoder is 'pixels', but shape is {self.shape}, expected (3, height, width)")
-        if isinstance(decoder, str) and decoder != "pixels":
+        if not (decoder is None or decoder == "pixels" or callable(decoder)):
             raise ValueError(f"decoder is {decoder!r}, expected 'pixels', None or a function")
+        if decoder is None and render_mode is not None:
+            raise ValueError(f"render_mode is {render_mode!r}, but decoder is None: the samples are no images")
         self.decoder, self.reward = decoder, as_reward(reward)
         super().__init__(
             num_envs,
@@ -147,11 +151,11 @@ class DenoisingVectorEnv(GenerationVectorEnv):
 
     def _given(self, value: Any) -> list[Any]:
         if isinstance(value, str):
-            return [value] * self.num_envs
+            return [well_formed(value)] * self.num_envs
         if not isinstance(value, list | tuple) or len(value) != self.num_envs:
             given = f"{len(value)} prompts" if isinstance(value, list | tuple) else type(value).__name__
             raise ValueError(f"options['prompt'] is {given}, expected one prompt or a list of num_envs={self.num_envs}")
-        return list(value)
+        return [well_formed(v) if isinstance(v, str) else v for v in value]
 
     def _observe(self) -> dict[str, NDArray[Any]]:
         left = self.max_steps - self.steps[:, None]
@@ -167,7 +171,10 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         if self.decoder is None:
             return list(samples.copy())
         if callable(self.decoder):
-            return [np.asarray(image) for image in self.decoder(samples)]
+            images = [np.asarray(image) for image in self.decoder(samples.copy())]
+            if len(images) != len(samples):
+                raise ValueError(f"decoder returned {len(images)} arrays for {len(samples)} samples, expected one each")
+            return images
         pixels = np.round((np.clip(samples, -1, 1) + 1) * 127.5).astype(np.uint8)
         return list(np.moveaxis(pixels, 1, -1))
 
@@ -175,6 +182,7 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         images, index = self.decode(self._samples[rows]), self._index[rows]
         prompts = [self._prompts[row] for row in rows]
         columns = {name: [v[i] if i >= 0 else None for i in index] for name, v in self.table.columns.items()}
+        kept = [image.copy() for image in images]  # a reward may keep or change what it is given
         self.reward.set_progress(self.episodes)
         scores = self.reward.score(images, prompts, **columns)
         absent = np.isnan(scores.values)
@@ -184,7 +192,7 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         info: dict[str, list[Any]] = {
             "prompt": prompts,
             "prompt_index": index.tolist(),
-            "image": [image.copy() for image in images],  # a reward may keep or change what it was given
+            "image": kept,
             "columns": [{name: str(v[i]) for name, v in self.table.columns.items()} if i >= 0 else {} for i in index],
         }
         return EpisodeScores(scores.values, scores.terms, reasons, info)
