@@ -20,6 +20,19 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_prompt_tokens": 12,
         "max_new_tokens": 4,
     },
+    "DiffusionAlign-v0": {
+        "prompts": [{"prompt": "a dog", "kind": "animal"}, {"prompt": "un café", "kind": "drink"}],
+        "shape": [3, 8, 12],
+        "num_steps": 3,
+        "max_prompt_bytes": 12,
+    },
+    "FlowAlign-v0": {
+        "prompts": ["sun", "moon", "猫"],
+        "shape": [3, 4, 4],
+        "num_steps": 4,
+        "reward": {"type": "sum", "terms": ["colourfulness", "symmetry"], "weights": [0.1, 1.0]},
+        "max_prompt_bytes": 8,
+    },
     "TabularBandit-v0": {"noise_std": 0.3},
 }
 
@@ -84,6 +97,39 @@ class RandomPolicy(Policy):
         )  # fmt: skip
 
 
+class RandomDenoiser(Policy):
+    """Gaussian actions around what depends on the sample, the time and the prompt."""
+
+    first_observation_only = True
+
+    def __init__(self, env: Any) -> None:
+        super().__init__()
+        self.shape, self.num_steps = env.single_action_space.shape, env.unwrapped.max_steps
+
+    def act(self, observation: Any, noise: Any, deterministic: bool = False) -> Decision:
+        x, left, prompt = (torch.as_tensor(observation[k]) for k in ("sample", "timestep", "prompt"))
+        told = (prompt.float().sum(1) / 1000 + left[:, 0]).view(-1, *[1] * len(self.shape))
+        mean = 0.8 * x + 0.1 * told
+        actions = mean if deterministic else mean + 0.5 * noise.normal(self.shape)
+        return Decision(actions, -2 * (actions - mean).square().flatten(1).sum(1), {"mean": mean})
+
+    def generate(
+        self, observation: Any, noise: Any, *, max_steps: int, terminal_actions: Any = (), deterministic: bool = False
+    ) -> Trajectories:
+        first, decisions = {k: torch.as_tensor(v) for k, v in observation.items()}, []
+        x = first
+        for _ in range(max_steps):
+            decisions.append(self.act(x, noise, deterministic))
+            x = {**x, "sample": decisions[-1].actions, "timestep": x["timestep"] - 1}
+        log_probs = torch.stack([d.log_probs for d in decisions], 1)
+        mask = torch.ones(log_probs.shape, dtype=torch.bool)
+        return Trajectories(
+            observations=first, actions=torch.stack([d.actions for d in decisions], 1), log_probs=log_probs, mask=mask,
+            rewards=torch.zeros(mask.shape), terminated=mask[:, 0], truncated=~mask[:, 0], valid=mask[:, 0],
+            group=torch.arange(len(mask)), extras={"mean": torch.stack([d.extras["mean"] for d in decisions], 1)},
+        )  # fmt: skip
+
+
 @pytest.fixture
 def small() -> Any:
     """``small(id, **changes)``: keyword arguments of a quick version of the environment."""
@@ -91,8 +137,14 @@ def small() -> Any:
 
 
 @pytest.fixture
-def random_policy() -> type[RandomPolicy]:
-    return RandomPolicy
+def random_policy() -> Any:
+    """``random_policy(env, likely=())``: a policy for the environment's actions."""
+
+    def make(env: Any, likely: tuple[int, ...] = ()) -> Policy:
+        discrete = isinstance(env.single_action_space, gym.spaces.Discrete)
+        return RandomPolicy(env, likely) if discrete else RandomDenoiser(env)
+
+    return make
 
 
 @pytest.fixture
