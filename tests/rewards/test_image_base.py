@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aligngym.rewards import ClipScore, Colourfulness, Compressibility, ImageReward, Regex, Symmetry, as_reward
+from aligngym.rewards import (
+    ClipScore,
+    Colourfulness,
+    Compressibility,
+    ImageReward,
+    Regex,
+    Symmetry,
+    as_reward,
+    register_reward,
+)
 from aligngym.rewards.image import image_of
 
 
@@ -144,6 +153,8 @@ def test_names_with_an_argument():
     assert as_reward("ocr:10:30").target == "10:30" and as_reward("clip_score:a/b").model == "a/b"
     assert as_reward("aesthetic:head.pth").weights == "head.pth"
     assert as_reward("symmetry") == Symmetry()
+    register_reward("test_image_base:whole", Symmetry)
+    assert as_reward("test_image_base:whole") == Symmetry()  # a registered name may have a colon
     assert as_reward(as_reward("symmetry:vertical").to_dict()) == Symmetry(axis="vertical")
 
 

@@ -146,10 +146,19 @@ def test_aesthetic_refuses_other_files(folder, tmp_path):
         as_reward("aesthetic")
 
 
+def test_the_processor_may_lie_elsewhere(folder, direct, tmp_path):
+    CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
+    values = PickScore(tmp_path, processor=folder)(IMAGES, PROMPTS)
+    np.testing.assert_allclose(values, direct[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(OSError, match=r"preprocessor_config\.json|tokenizer"):
+        PickScore(tmp_path).load()
+
+
 def test_json_and_pickle(folder):
     reward = PickScore(folder, processor=folder)
     assert as_reward(json.loads(json.dumps(reward.to_dict()))) == reward
     first = reward(IMAGES, PROMPTS)
+    assert len(pickle.dumps(reward)) < 1000  # without the model
     assert pickle.loads(pickle.dumps(reward))(IMAGES, PROMPTS) == first
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         ClipScore(folder, batch_size=0)
