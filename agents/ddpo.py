@@ -54,7 +54,7 @@ class DDPOConfig(OnPolicyConfig):
     advantage_clip: float = 5.0
     step_weights: Literal["uniform", "noise", "inverse_step"] = "noise"
     decisions_per_update: int = 5
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     reference: Literal["initial", "moving", "soup", "none"] = "none"
 
     def __post_init__(self) -> None:
