@@ -59,6 +59,7 @@ EXAMPLES = {
     "clip_score": lambda: rewards.ClipScore("folder", scale=1.0, prefix="a "),
     "pick_score": lambda: rewards.PickScore("folder", processor="other", batch_size=2),
     "aesthetic": lambda: rewards.Aesthetic("folder", weights="head.pth", relu=True),
+    "image_classifier": lambda: rewards.ImageClassifier("dog", "logit", batch_size=2),
     "test_reward_value": lambda: Value("other", name="o"),
 }
 
