@@ -51,14 +51,14 @@ clean:
 	rm -rf .venv .typing .mypy_cache .pytest_cache .ruff_cache .coverage build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Everything else comes as wheels or pure Python, so the interpreter and its venv module are the only system packages.
+# $(call apt,PACKAGES) installs system packages, or says which are missing where that takes another user.
+define apt
+{ [ "$$(id -u)" = 0 ] || { echo "system packages are missing: sudo apt-get install $(1)" >&2; exit 1; }; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y $(1); }
+endef
+
 .venv/.python:
-	if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
-	    if [ "$$(id -u)" != 0 ]; then \
-	        echo "$(PYTHON) with its venv module is missing: sudo apt-get install python3 python3-venv" >&2; exit 1; \
-	    fi; \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3 python3-venv; \
-	fi
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call apt,python3 python3-venv)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or later is needed: {sys.version}")'
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -69,6 +69,8 @@ clean:
 	$(PIP) -e .
 	touch $@
 
+# Text recognition draws on OpenCV, whose wheel needs two system libraries.
 .venv/.dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	$(BIN)/python -c 'import cv2' 2>/dev/null || $(call apt,libgl1 libglib2.0-0)
 	touch $@
