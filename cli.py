@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from .catalogue import assets, data, list_, rows
+from .reproduce.command import reproduce
 
 if TYPE_CHECKING:
     from .agents.experiment import Experiment
@@ -237,6 +238,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "evaluate": (evaluate, "evaluate a run, a checkpoint or a model on held-out prompts"),
     "play": (play, "print or draw a few episodes and their rewards"),
     "plot": (plot, "learning curves, and reward against divergence, as PNG"),
+    "reproduce": (reproduce, "put a published claim to the test, against its baseline"),
     "assets": (assets, "fetch models"),
     "data": (data, "check a file of prompts"),
 }

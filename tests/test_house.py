@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "wrappers": {"rewards"} | SHARED,
     "agents": SHARED,
 }
-EVERYTHING = {"", *MAY_IMPORT}  # "" is the root module
+EVERYTHING = {"", "catalogue", "reproduce", *MAY_IMPORT}  # "" is the root module
 HEAVY = {"torch", "transformers", "tokenizers", "peft", "stable_baselines3", "pandas", "matplotlib", "mujoco"}
 
 

@@ -1,0 +1,55 @@
+"""The claims themselves: each with next to no budget, so that all of it runs; one as `--fast` runs it."""
+
+import math
+
+import pytest
+
+from aligngym.cli import main
+from aligngym.reproduce import CLAIMS, claim
+from aligngym.reproduce.harness import run_claim
+from aligngym.reproduce.report import write_report
+
+TINY = {
+    "pretraining_steps": 40, "num_steps": 4, "episodes": 64, "calls": 64, "looks": 2, "measured_after": 1,
+    "evaluation": 64, "branches": 4, "branch_groups": 4, "inner_updates": 2,
+}  # fmt: skip
+EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
+
+
+def tiny(settings):
+    """Settings with the budgets of TINY, and small iterations."""
+    small = {k: TINY.get(k, v) for k, v in settings.items()}
+    for name, value in small.items():
+        if isinstance(value, dict):
+            group = {"group_size": 4} if "group_size" in value else {}
+            small[name] = {**value, **EPISODES, **group}
+    return small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CLAIMS)
+def test_every_claim_measures_what_its_effects_and_curves_read(key, tmp_path):
+    one = claim(key)
+    numbers = one.run(0, tiny(one.settings), tmp_path)
+    read = {e for effect in (*one.premises, *one.effects) for e in (effect.high, effect.low) if isinstance(e, str)}
+    assert read <= numbers.keys()
+    for curve in one.curves:
+        for name in curve.series.values():
+            assert sum(k.rpartition("@")[0] == name for k in numbers) > 1
+    assert one.run(0, tiny(one.settings), tmp_path) == pytest.approx(numbers, nan_ok=True, rel=0, abs=0)
+
+
+@pytest.mark.slow
+def test_a_claim_from_the_command_line(tmp_path, capsys):
+    arguments = ["reproduce", "rlg", "--fast", "--seeds", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "verdict   reproduced (2 seeds: for a look only)" in out
+    names = {"seed-0.json", "seed-1.json", "results.csv", "report.md", "rlg.png"}
+    assert {p.name for p in (tmp_path / "rlg-fast").iterdir()} == names
+    assert main(arguments) == 0
+    again = capsys.readouterr()
+    assert again.out == out and "was run before" in again.err
+    seeds = run_claim(claim("rlg"), 2, tmp_path / "rlg-fast", fast=True).seeds
+    assert all(math.isfinite(v) for numbers in seeds for v in numbers.values())
+    assert write_report(run_claim(claim("rlg"), 2, tmp_path / "rlg-fast", fast=True), tmp_path / "other") in out
