@@ -2,10 +2,10 @@
 
 The sets are npm packages of SVGs with names; fetch each with ``npm pack`` and unpack it in a folder of its own name:
 ``@iconify-json/noto@1.2.9`` and ``@iconify-json/noto-v1@1.2.5`` (Google, Apache-2.0),
-``@iconify-json/fluent-emoji-flat@1.2.6`` and ``@iconify-json/fluent-emoji@1.2.7`` (Microsoft, MIT). They share the names
-of Unicode's CLDR, so that "dog face" is drawn up to four times, once in each style. People, flags and single characters
-are left out. A caption is the words of the name; the style is kept beside it. Of every style a tenth of the names is
-held out, and never one that no other style shows in training.
+``@iconify-json/fluent-emoji-flat@1.2.6`` and ``@iconify-json/fluent-emoji@1.2.7`` (Microsoft, MIT). They share the
+names of Unicode's CLDR, so that "dog face" is drawn up to four times, once in each style. People, flags and single
+characters are left out. A caption is the words of the name; the style is kept beside it. Of every style a tenth of the
+names is held out, and never one that no other style shows in training.
 
     pip install resvg-py
     python scripts/make_emoji_images.py --sets folder-of-unpacked-sets --out emoji.npz
