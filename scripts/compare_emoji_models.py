@@ -3,8 +3,8 @@
 Every model draws one image for each of the 480 held-out captions (with its style, the same ones for all models), by its
 deterministic sampler and with classifier-free guidance. Printed for each set of 480 images, against the held-out ones:
 the Frechet distance on the embedded classifier's features, and the mean probability that the classifier gives the
-captions' words. The floor is as many training images (drawn ``--repeats`` times; mean and standard deviation of the
-distance), the ceiling uniform noise.
+captions' words. The floor is as many training images (drawn ``--repeats`` times; mean and standard deviation), whose
+distance from one another is what the size of the sets alone makes of it; the ceiling is uniform noise.
 
     python scripts/compare_emoji_models.py emoji-diffusion emoji-flow --data emoji.npz --grid docs/figures/emoji.png
 """
@@ -79,9 +79,12 @@ def main() -> None:
     if arguments.data:
         with np.load(arguments.data) as data:
             trained, names = data["images"][~data["held_out"]], data["captions"][~data["held_out"]]
-        picks = [rng.choice(len(trained), len(images), replace=False) for _ in range(arguments.repeats)]
-        distances = [frechet_distance(features, classifier.embed(list(trained[pick]))) for pick in picks]
-        print(line("training", distances, classifier.score(list(trained[picks[0]]), names[picks[0]].tolist()).values))
+        picks = [rng.permutation(len(trained))[: 2 * len(images)] for _ in range(arguments.repeats)]
+        drawn = [classifier.embed(list(trained[pick])) for pick in picks]
+        fits = classifier.score(list(trained[picks[0]]), names[picks[0]].tolist()).values
+        print(line("training", [frechet_distance(features, x[: len(images)]) for x in drawn], fits))
+        apart = [frechet_distance(x[: len(images)], x[len(images) :]) for x in drawn]
+        print(line("training, from other training images", apart, fits))
     grids = [images]
     for name in arguments.models:
         policy = DenoiserPolicy.from_pretrained(name, num_steps=arguments.steps, guidance=arguments.guidance).eval()
