@@ -14,9 +14,10 @@ r"""B2-DiffuRL: for sparse rewards, train the last denoising steps first and com
 
 Paper: Hu et al. 2025, arXiv 2503.11240.
 
-Deviations: a prompt's returns are known once there are two, before which :math:`z = 0`; positive and negative episodes
-weigh alike, as in the paper's runs; its code updates on the steps of an episode one by one. For its clip range see
-``ddpo.py``.
+Deviations: steps are weighted by their noise (``step_weights="uniform"`` is the paper's loss), and an update reads some
+steps of each episode at once, where its code goes through all of them one by one; a prompt's returns are known once
+there are two, before which :math:`z = 0`; positive and negative episodes weigh alike, as in the paper's runs. For its
+clip range see ``ddpo.py``.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class B2DiffuRLConfig(OnPolicyConfig):
         threshold: z_0, how many deviations from its prompt's mean an episode must lie to be kept.
         epsilon: added to the standard deviation.
         advantage_clip: advantages are limited to plus and minus this.
+        step_weights: each step's share of the sampler's noise; see DDPO.
+        decisions_per_update: denoising steps of each episode, within the interval, that an update reads.
         epochs: passes over the kept episodes.
         learning_rate: the default suits the embedded diffusion model.
         reference: none, as there is no divergence in the loss; another is paid for, and reported.
@@ -63,8 +66,10 @@ class B2DiffuRLConfig(OnPolicyConfig):
     threshold: float = 0.5
     epsilon: float = 1e-8
     advantage_clip: float = 5.0
+    step_weights: Literal["uniform", "noise", "inverse_step"] = "noise"
+    decisions_per_update: int = 5
     epochs: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     reference: Literal["initial", "moving", "soup", "none"] = "none"
 
     def __post_init__(self) -> None:

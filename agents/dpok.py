@@ -9,7 +9,8 @@ whichever side the ratio is. The divergence of a step is exact; their sum bounds
 Paper: Fan et al. 2023, arXiv 2305.16381.
 
 Deviations from its code: whole episodes of the current policy are read, by the critic too, not transitions shuffled out
-of a buffer of 1,000 that several policies filled; the divergence is that of the decisions, where the code's squared
+of a buffer of 1,000 that several policies filled; steps are weighted by their noise (``step_weights="uniform"`` is the
+paper's loss); the divergence is that of the decisions, where the code's squared
 difference of predicted noises leaves out a weight that depends on the step; the critic knows a prompt by its hash
 instead of by a text encoder. The code's weights, 100 of the surrogate and 0.01 of the difference, are about 0.001 of
 the exact divergence here. For its clip range of 1e-4 see ``ddpo.py``.
@@ -44,6 +45,8 @@ class DPOKConfig(PPOConfig):
         kl_coef: weight of the exact divergence; the default suits rewards of about unit size.
         kl_estimator: the closed form.
         kl_in: the loss; the reward is not allowed, since the critic predicts what the environment pays.
+        step_weights: each step's share of the sampler's noise; see DDPO.
+        decisions_per_update: denoising steps of each episode that an update of the policy reads.
         minibatch_size: episodes an optimiser step of the policy; 0 takes all of them.
         learning_rate: the default suits the embedded diffusion model.
     """
@@ -57,8 +60,10 @@ class DPOKConfig(PPOConfig):
     kl_coef: float = 0.001
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
     kl_in: Literal["reward", "loss"] = "loss"
+    step_weights: Literal["uniform", "noise", "inverse_step"] = "noise"
+    decisions_per_update: int = 5
     minibatch_size: int = 0
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,8 +51,9 @@ def test_branches_share_their_prefix_bit_for_bit(rows):
             assert len({tuple(x) for x in groups[:, 0, 0].tolist()}) == 5
 
 
-def test_nothing_outside_the_interval_is_trained():
-    agent, found = toy_agent("b2-diffurl", rows=32), []
+@pytest.mark.parametrize("count", [0, 3])
+def test_nothing_outside_the_interval_is_trained(count):
+    agent, found = toy_agent("b2-diffurl", rows=32, decisions_per_update=count), []
     loss = agent.loss
 
     def spy(batch, now, weights, share):
@@ -64,7 +65,8 @@ def test_nothing_outside_the_interval_is_trained():
     agent.iterate()
     for batch, gradient in found:
         assert (gradient[:, :3] == 0).all() and (gradient[:, 3:] != 0).any(1).all()
-        assert not batch.episodes.mask[:, :3].any() and batch.episodes.mask[:, 3:].all()
+        assert not batch.episodes.mask[:, :3].any()
+        assert (batch.episodes.mask.sum(1) == (count or 7)).all()
 
 
 def keep(agent, returns, prompts):

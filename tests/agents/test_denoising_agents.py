@@ -51,16 +51,16 @@ def test_the_first_ratio_is_one_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_at_ratio_one_is_reinforce(name):
-    """Weighted by 1, by S / h (the guarded ratio's own factor is S), or by S over its mean."""
+    """Weighted by S over its mean, by S / h (the guarded ratio's own factor is S), or by 1."""
     agent = toy_agent(name)
     batch, now, _, loss = first_update(agent)
     mask, g = batch.episodes.mask, now.gaussian
-    factor = torch.ones_like(g.std)
+    std = agent.policy.table.std  # of all steps: TempFlow has put its sampler back
+    factor = torch.where(mask, g.std / std.mean(), 0.0)
     if name == "grpo-guard":
         factor = torch.where(mask, g.std / g.step_size, 0.0)
-    if name == "tempflow-grpo":
-        std = agent.policy.table.std  # of all steps, now that the agent has put the sampler back
-        factor = torch.where(mask, g.std / std.mean(), 0.0)
+    if name == "flow-grpo":
+        factor = torch.ones_like(g.std)
     reinforce = -(factor * batch.advantages * now.log_probs)[mask].mean()
     assert batch.advantages[mask].abs().max() > 0.01
     ours, expected = gradient(loss, actor(agent)), gradient(reinforce, actor(agent))
@@ -95,7 +95,7 @@ def test_the_divergence_starts_at_zero_and_pulls_back(name):
 @pytest.mark.parametrize(("name", "stuck"), [("dpok", {-1, 1}), ("ddpo", {1}), ("flow-grpo", {1})])
 def test_where_the_clip_ends_the_gradient(name, stuck):
     """Outside the range where the ratio has moved with the advantage (1); for DPOK also where against it (-1)."""
-    agent = toy_agent(name, rows=64, kl_coef=0.0, reference="none")
+    agent = toy_agent(name, rows=64, kl_coef=0.0, reference="none", decisions_per_update=0)
     batch, _ = agent.prepare(agent.collect())
     with torch.no_grad():
         agent.policy.denoiser.net[2].bias += torch.tensor([0.2, -0.2])
@@ -240,7 +240,8 @@ def table_policy():
 
 def test_ddpo_trains_what_is_not_an_image():
     """Neither its loss nor its statistics know what acts; prompts that are numbers are keys, too."""
-    config = agent_class("ddpo").config_class(episodes_per_iteration=64, learning_rate=0.1, minibatch_size=0)
+    options = {"episodes_per_iteration": 64, "learning_rate": 0.1, "step_weights": "uniform", "decisions_per_update": 0}
+    config = agent_class("ddpo").config_class(**options)
     agent = agent_class("ddpo")("TabularBandit-v0", config=config)
     before = agent.evaluate(episodes=256).mean
     assert agent.learn(64 * 10).evaluate(episodes=256).mean > before + 0.3
