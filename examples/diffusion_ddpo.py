@@ -1,9 +1,8 @@
 """Align the embedded diffusion model with DDPO: emoji that JPEG stores in fewer bytes.
 
-Prints the mean reward on held-out prompts before and after, and where the images of both are. A few thousand episodes
-make a difference that is seen at a glance; the default shows that it moves.
+Prints the mean reward (minus kilobytes) on held-out prompts before and after, and where the images of both are.
 
-    python examples/diffusion_ddpo.py --episodes 4096
+    python examples/diffusion_ddpo.py --episodes 1024
 """
 
 import argparse
@@ -16,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--eval-episodes", type=int, default=64)
-    parser.add_argument("--num-steps", type=int, default=20, help="denoising steps of an episode")
+    parser.add_argument("--num-steps", type=int, default=10, help="denoising steps of an episode")
     parser.add_argument("--out", default=None, help="folder of the run; a new one in runs/ by default")
     args = parser.parse_args()
     experiment = Experiment(
@@ -29,8 +28,8 @@ def main() -> None:
         eval_every=args.episodes,
         out=args.out,
     )
-    # An update reads 5 of an episode's 20 steps: most of the time goes into updates, and steps of an episode are alike.
-    config = DDPOConfig(episodes_per_iteration=32, minibatch_size=16, decisions_per_update=min(5, args.num_steps))
+    # An update reads 5 of an episode's 10 steps: most of the time goes into updates, and steps of an episode are alike.
+    config = DDPOConfig(episodes_per_iteration=32, minibatch_size=16, decisions_per_update=5, learning_rate=2e-4)
     print(train(experiment, config))
 
 

@@ -1,4 +1,4 @@
-"""A reward on images of your own, a plain function, composed with others: warm colours on what is still the prompt.
+"""A reward on images of your own, a plain function, composed with another: warm colours in few bytes.
 
 python examples/diffusion_reward.py --episodes 2048
 """
@@ -30,12 +30,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/warm"))
     args = parser.parse_args()
     torch.set_num_threads(1)  # faster than several for a model this small
-    # Without a word, image_classifier is the log-probability of the words of each image's own prompt.
-    reward = FunctionReward(warmth) + 0.02 * as_reward("image_classifier")
+    # Each term is logged on its own. Noise would be warm, too; few kilobytes of JPEG keep the images plain.
+    reward = FunctionReward(warmth) + 0.2 * as_reward("compressibility")
     settings = {"reward": reward, "num_steps": args.num_steps}
     env = gym.make_vec("DiffusionAlign-v0", num_envs=32, **settings)
     held_out = gym.make_vec("DiffusionAlign-v0", num_envs=args.eval_episodes, split="eval", **settings)
-    config = aligngym.GRPOConfig(episodes_per_iteration=32, kl_coef=0.0, learning_rate=1e-4, decisions_per_update=5)
+    config = aligngym.GRPOConfig(
+        episodes_per_iteration=32, learning_rate=3e-4, decisions_per_update=5, kl_coef=0.0, reference="none"
+    )
     agent = aligngym.GRPO(env, config=config)  # without a policy: the environment's own model
     paths = []
     for name in ("before", "after"):

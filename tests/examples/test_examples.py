@@ -25,7 +25,7 @@ RUNS = {
     ),
     "flow_grpo": (
         ["--episodes", "8", "--num-steps", "3", "--rows", "8"],
-        ["before", "after", "guided", "runs/flow-grpo/guided.png"],
+        ["before", "after", "runs/flow-grpo/after.png"],
     ),
     "plotting": ([*TINY, "--prompts", "4", "--draws", "2"], ["learning.png", "frontier.png"]),
     "quickstart": (
