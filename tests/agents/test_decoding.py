@@ -94,7 +94,8 @@ def assert_recorded_is_huggingface(model, sampling, out, rows=ROWS, at_edges=0):
         expected = logits.log_softmax(-1).gather(1, out.actions[i, :n, None])[:, 0]
         sure = margin > 1e-5
         edges, count = edges + int((~sure).sum()), count + n
-        assert (out.log_probs[i, :n] - expected)[sure].abs().max() <= 1e-5
+        # float32: processors add up in different orders, and a temperature below 1 magnifies that.
+        assert (out.log_probs[i, :n] - expected)[sure].abs().max() <= 1e-5 / min(1.0, sampling.temperature)
     assert edges <= at_edges and count > 2 * len(rows)
 
 
@@ -124,7 +125,7 @@ def test_the_embedded_model_is_exact_too(play, temperature):
     out = play(policy, observation, SEEDS[:6], max_steps=40, stop=env.unwrapped.terminal_actions)
     assert_recorded_is_huggingface(policy.model, sampling, out, rows)
     with torch.no_grad():
-        assert (policy.evaluate_actions(out).log_probs - out.log_probs).abs().max() <= 1e-5
+        assert (policy.evaluate_actions(out).log_probs - out.log_probs).abs().max() <= 1e-5 / min(1.0, temperature)
 
 
 SIZES = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
