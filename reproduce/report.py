@@ -20,6 +20,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # a
 
 def write_report(result: Result, folder: Path) -> str:
     """Write ``results.csv`` (a row a seed), ``report.md`` and ``<key>.png`` into ``folder``; return the table."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "results.csv", [{"seed": float(i), **n} for i, n in enumerate(result.seeds)])
     write_text(folder / "report.md", markdown(result))
     draw(result, folder / f"{result.claim.key}.png")
