@@ -40,7 +40,7 @@ class Experiment:
 
     Attributes:
         env: environment id.
-        agent: grpo or ppo.
+        agent: one of those that `aligngym list agents` shows.
         model: language model: stories (embedded), smollm2-135m (after `aligngym assets smollm2`), a folder or a hub
             name; it also gives the environment its tokenizer. Image model: emoji-diffusion, emoji-flow (embedded), or
             a diffusers pipeline's folder or hub name. None: the environment's own, a small network where it has none.

@@ -51,9 +51,8 @@ def open_agent(
         if rl_guidance is not None:
             raise ValueError(f"rl_guidance={rl_guidance}: {target} is no run, so there is no tuned network to mix")
         name = None if target is None else str(target)
-        experiment = dataclasses.replace(
-            Experiment(model=name), **{"env": HOMES.get(name or "", Experiment.env), **given}
-        )
+        given.setdefault("env", HOMES.get(name or "", Experiment.env))
+        experiment = dataclasses.replace(Experiment(model=name), **given)
         return _untrained(experiment, device=device), experiment
     assert target is not None
     checkpoint, folder = find_checkpoint(target)

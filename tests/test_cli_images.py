@@ -20,6 +20,7 @@ STEPS = ["--env-options", '{"num_steps": 3}']
 SMALL = ["--episodes-per-iteration", "4", "--group-size", "2", "--eval-episodes", "4", "--learning-rate", "1e-4"]
 DOG = '{"type": "image_classifier", "word": "dog", "output": "logit"}'  # tells all images apart, unlike probabilities
 FLOW = ["FlowAlign-v0", "--agent", "grpo", "--reward", DOG, *SMALL, *STEPS]
+QUIET = ['{"noise_level": 0.1}', '{"noise_level": 0.1, "guidance": 2}']
 FLOW += ["--policy-options", '{"guidance": 2}', "--eval-every", "4"]
 
 
@@ -84,6 +85,8 @@ def test_evaluation_follows_training_and_can_be_told_otherwise(run):
     assert "KL" in stochastic and reward(stochastic) != reward(text)
     stronger = output(*evaluate, "--policy-options", '{"guidance": 6}', "--stochastic")
     assert "KL" in stronger and reward(stronger) != reward(stochastic)
+    quiet = [output(*evaluate, "--stochastic", "--policy-options", text) for text in QUIET]
+    assert quiet[0] == quiet[1] != stochastic  # options are put over the run's
     assert "5.0 decisions" in output(*evaluate, "--env-options", '{"num_steps": 5}')
     assert main([*evaluate, "--deterministic", "--stochastic"]) == 2
 
