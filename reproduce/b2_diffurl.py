@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .ddpo import PAPER
 from .harness import Claim, Curve, Effect, Numbers, Settings
 from .mixture import RARE, Points, Pretraining
 from .points import draw, entropy, learning, make_agent
@@ -47,8 +48,8 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
 
 SETTINGS: dict[str, Any] = {
     "pretraining_steps": 2500, "num_steps": 20, "calls": 8000, "looks": 20, "evaluation": 2000,
-    "b2-diffurl": {"episodes_per_iteration": 80, "group_size": 5, "minibatch_size": 16, "learning_rate": 3e-3},
-    "ddpo": {"episodes_per_iteration": 80, "minibatch_size": 16, "learning_rate": 3e-3},
+    "b2-diffurl": {"episodes_per_iteration": 80, "group_size": 5, "minibatch_size": 16, "learning_rate": 3e-3, **PAPER},
+    "ddpo": {"episodes_per_iteration": 80, "minibatch_size": 16, "learning_rate": 3e-3, **PAPER},
 }  # fmt: skip
 
 CLAIM = Claim(

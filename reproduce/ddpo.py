@@ -35,9 +35,12 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
     return numbers
 
 
+PAPER = {"step_weights": "uniform", "decisions_per_update": 0}
+"""The papers' losses on diffusion models: every step, all alike; the agents' defaults weigh and leave out."""
+
 SETTINGS: dict[str, Any] = {
     "pretraining_steps": 2500, "num_steps": 20, "episodes": 2560, "looks": 10, "evaluation": 1000,
-    "ddpo": {"episodes_per_iteration": 128, "minibatch_size": 32, "learning_rate": 1e-2},
+    "ddpo": {"episodes_per_iteration": 128, "minibatch_size": 32, "learning_rate": 1e-2, **PAPER},
     "rwr": {"episodes_per_iteration": 128, "minibatch_size": 32, "learning_rate": 1e-2},
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .ddpo import TARGET, hit
+from .ddpo import PAPER, TARGET, hit
 from .harness import Claim, Curve, Effect, Numbers, Settings
 from .mixture import FOUR, Points, Pretraining
 from .points import collected, covariance_gap, draw, gradient_variances, learning, make_agent
@@ -62,7 +62,7 @@ def variances(agent: Any) -> Numbers:
 SETTINGS: dict[str, Any] = {
     "pretraining_steps": 2500, "num_steps": 20, "episodes": 5120, "looks": 20, "measured_after": 5, "evaluation": 2000,
     "kl_coef": 0.1,
-    "dpok": {"episodes_per_iteration": 256, "minibatch_size": 64, "learning_rate": 1e-3},
+    "dpok": {"episodes_per_iteration": 256, "minibatch_size": 64, "learning_rate": 1e-3, **PAPER},
 }  # fmt: skip
 
 CLAIM = Claim(

@@ -107,7 +107,7 @@ def gradient_norms(agent: Any) -> list[float]:
 
 
 SETTINGS: dict[str, Any] = {
-    "pretraining_steps": 2500, "num_steps": 10, "episodes": 6144, "looks": 24, "evaluation": 1000,
+    "pretraining_steps": 2500, "num_steps": 10, "episodes": 10240, "looks": 40, "evaluation": 1000,
     "inner_updates": 8, "clip_over_std": 1.5,
     "config": {
         "episodes_per_iteration": 256, "group_size": 16, "epochs": 4, "minibatch_size": 128, "learning_rate": 1e-3,
