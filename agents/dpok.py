@@ -3,14 +3,15 @@ r"""DPOK: online fine-tuning of denoisers with a divergence to the pretrained mo
 .. math:: L = \frac{1}{NT} \sum_{i,t} \left[ -A_{it}\, \mathrm{clip}(\rho_{it}, 1 - \epsilon, 1 + \epsilon)
     + \beta \frac{\|\mu_\theta - \mu_{pre}\|^2}{2 S_t^2} \right], \qquad A_{it} = r_i - V(x_t, t, c)
 
-The critic :math:`V` is fitted to the reward of the final sample from every state on the way, by squared error, before
+The critic :math:`V` is fitted to the reward of the final sample from every state on the way, by squared error, after
 the policy's updates of each iteration. The clip is unconditional, unlike PPO's: outside its range the gradient is 0, on
 whichever side the ratio is. The divergence of a step is exact; their sum bounds that of the final samples from above.
 Paper: Fan et al. 2023, arXiv 2305.16381.
 
-Deviations from its code: whole episodes of the current policy are read, by the critic too, not transitions shuffled out
-of a buffer of 1,000 that several policies filled; steps are weighted by their noise (``step_weights="uniform"`` is the
-paper's loss); the divergence is that of the decisions, where the code's squared
+Deviations from its code: the critic is fitted last, since one that has seen an episode's reward explains its advantage
+away (it is a table of prompts where each has one episode); whole episodes of the current policy are read, by the critic
+too, not transitions shuffled out of a buffer of 1,000 that several policies filled; steps are weighted by their noise
+(``step_weights="uniform"`` is the paper's loss); the divergence is that of the decisions, where the code's squared
 difference of predicted noises leaves out a weight that depends on the step; the critic knows a prompt by its hash
 instead of by a text encoder. The code's weights, 100 of the surrogate and 0.01 of the difference, are about 0.001 of
 the exact divergence here. For its clip range of 1e-4 see ``ddpo.py``.
@@ -36,7 +37,7 @@ class DPOKConfig(PPOConfig):
     """Options of DPOK: those of PPO, with other defaults.
 
     Attributes:
-        value_steps: optimiser steps of the critic in each iteration, before the policy's.
+        value_steps: optimiser steps of the critic in each iteration, after the policy's.
         value_batch: episodes, with all their states, in a step of the critic.
         value_learning_rate: of the critic's own Adam.
         value_coef: 0: the policy's optimiser leaves the critic alone.
@@ -87,9 +88,10 @@ class DPOK(PPO):
         critic = self.policy.critic.parameters()
         self.value_optimizer = torch.optim.Adam(critic, lr=self.config.value_learning_rate)
 
-    def prepare(self, episodes: Trajectories) -> tuple[Batch, Metrics]:
-        self._fit_critic(episodes)
-        return super().prepare(episodes)
+    def update(self, batch: Batch) -> Metrics:
+        metrics = super().update(batch)
+        self._fit_critic(batch.episodes)
+        return metrics
 
     def _fit_critic(self, episodes: Trajectories) -> None:
         """Least squares from states to final rewards, on random episodes of this iteration."""
@@ -97,9 +99,8 @@ class DPOK(PPO):
             some = episodes.select(torch.from_numpy(self.rng.permutation(len(episodes))[: self.config.value_batch]))
             values = self.policy.state_values(some)
             assert values is not None
-            errors = (values[:, :-1] - some.returns[:, None]).square()
             self.value_optimizer.zero_grad(set_to_none=True)
-            errors[some.mask].mean().backward()
+            (values[:, :-1] - some.returns[:, None]).square().mean().backward()
             self.value_optimizer.step()
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
