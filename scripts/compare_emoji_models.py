@@ -3,8 +3,8 @@
 Every model draws one image for each of the 480 held-out captions (with its style, the same ones for all models), by its
 deterministic sampler and with classifier-free guidance. Printed for each set of 480 images, against the held-out ones:
 the Frechet distance on the embedded classifier's features, and the mean probability that the classifier gives the
-captions' words. The floor is as many training images (drawn ``--repeats`` times; mean and standard deviation), whose
-distance from one another is what the size of the sets alone makes of it; the ceiling is uniform noise.
+captions' words. The floor is training images of the same captions, in other styles (drawn ``--repeats`` times; mean and
+standard deviation); those of random captions are farther, because they show other things. The ceiling is uniform noise.
 
     python scripts/compare_emoji_models.py emoji-diffusion emoji-flow --data emoji.npz --grid docs/figures/emoji.png
 """
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["emoji-diffusion", "emoji-flow"])
     parser.add_argument("--data", type=Path, help="the training images, for the floor")
     parser.add_argument("--grid", type=Path, help="PNG of held-out emoji and, below each, the models' images")
-    parser.add_argument("--columns", type=int, default=24)
+    parser.add_argument("--columns", type=int, default=16)
     parser.add_argument("--steps", type=int, help="of the sampler; by default the models' own")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=5)
@@ -79,12 +79,18 @@ def main() -> None:
     if arguments.data:
         with np.load(arguments.data) as data:
             trained, names = data["images"][~data["held_out"]], data["captions"][~data["held_out"]]
-        picks = [rng.permutation(len(trained))[: 2 * len(images)] for _ in range(arguments.repeats)]
-        drawn = [classifier.embed(list(trained[pick])) for pick in picks]
-        fits = classifier.score(list(trained[picks[0]]), names[picks[0]].tolist()).values
-        print(line("training", [frechet_distance(features, x[: len(images)]) for x in drawn], fits))
-        apart = [frechet_distance(x[: len(images)], x[len(images) :]) for x in drawn]
-        print(line("training, from other training images", apart, fits))
+        rows = {caption: np.flatnonzero(names == caption) for caption in set(captions)}
+        for title in ("training, the same captions", "training, random captions"):
+            same = title.endswith("same captions")
+            picks = [
+                np.array([rng.choice(rows[c]) for c in captions])
+                if same
+                else rng.permutation(len(trained))[: len(images)]
+                for _ in range(arguments.repeats)
+            ]
+            distances = [frechet_distance(features, classifier.embed(list(trained[pick]))) for pick in picks]
+            fits = [classifier.score(list(trained[pick]), names[pick].tolist()).values for pick in picks]
+            print(line(title, distances, np.concatenate(fits)))
     grids = [images]
     for name in arguments.models:
         policy = DenoiserPolicy.from_pretrained(name, num_steps=arguments.steps, guidance=arguments.guidance).eval()
@@ -102,8 +108,9 @@ def main() -> None:
             text for split in ("train", "eval") for text in image_prompts_path(split).read_text("utf-8").splitlines()
         ]
         concrete = {json.loads(text)["prompt"] for text in lines}
-        shown = [i for i in rng.permutation(len(images)) if captions[i] in concrete][: 2 * arguments.columns]
-        halves = (shown[: arguments.columns], shown[arguments.columns :])
+        shown = [i for i in rng.permutation(len(images)) if captions[i] in concrete]
+        columns = min(arguments.columns, len(shown) // 2)
+        halves = (shown[:columns], shown[columns : 2 * columns])
         save_grid([[grid[i] for i in half] for half in halves for grid in grids], arguments.grid)
         print("\n".join(", ".join(f"{captions[i]} ({styles[i]})" for i in half) for half in halves))
 
