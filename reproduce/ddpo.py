@@ -65,4 +65,5 @@ CLAIM = Claim(
     "both were best at the largest learning rate of 3e-4, 1e-3, 3e-3 and 1e-2, and RWR had the larger mean "
     "mass at each (larger still with 20 passes); as both end near 1, the mass averaged over the run was then "
     "made an effect of its own.",
+    agents=("ddpo", "rwr"),
 )

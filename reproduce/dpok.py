@@ -96,4 +96,5 @@ CLAIM = Claim(
     "learning rates 1e-3 and 3e-3 were tried; at the latter the run without divergence throws points far "
     "away, so that the former, at which the effect is smaller, is used. Variances are those of single "
     "decisions' exact gradients, after a quarter of the run with divergence.",
+    agents=("dpok",),
 )

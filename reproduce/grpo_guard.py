@@ -166,4 +166,5 @@ CLAIM = Claim(
     "means over dimensions, as in the papers. Spreads are measured after 8 updates on one batch, gradients on "
     "a fresh one. On seed 1000, Guard did not reach the highest proxy compared at a learning rate of 3e-4, so "
     "that 1e-3 is used for both.",
+    agents=ARMS,
 )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ..agents.callbacks import write_text
+from ..agents.registry import agent_class
 from .statistics import Outcome, bootstrap_interval, outcome
 
 Numbers = dict[str, float]
@@ -76,7 +77,8 @@ class Claim:
         premises: effects without which the comparison says nothing: the baseline must fail where it is said to.
         effects: those that must all hold.
         curves: what to draw beside them.
-        notes: how the test deviates from the paper, and what was calibrated on which seed.
+        notes: how the test deviates from the paper, and what was calibrated on which seeds.
+        agents: those that it trains, in the registry: a result is also known by their default options.
     """
 
     key: str
@@ -89,6 +91,7 @@ class Claim:
     effects: tuple[Effect, ...]
     curves: tuple[Curve, ...] = ()
     notes: str = ""
+    agents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,8 @@ class Result:
 def run_claim(claim: Claim, seeds: int, folder: Path, *, fast: bool = False) -> Result:
     """Run the seeds 0 to ``seeds - 1`` of a claim that are not in ``folder`` yet.
 
-    Each is written to ``seed-<n>.json`` as it ends, so that an interrupted run goes on where it stopped. A file that
-    was written under other settings is run again.
+    Each is written to ``seed-<n>.json`` as it ends, so that an interrupted run goes on where it stopped. A seed that
+    was run under other settings, or with other defaults of the agents, is run again.
 
     Args:
         claim: which.
@@ -172,21 +175,22 @@ def run_claim(claim: Claim, seeds: int, folder: Path, *, fast: bool = False) -> 
     return Result(claim, [r["numbers"] for r in records], settings, [r["seconds"] for r in records])
 
 
-def settings_hash(key: str, settings: Settings) -> str:
+def settings_hash(claim: Claim, settings: Settings) -> str:
     """Of what a result depends on beside its seed, 16 hexadecimal digits; the order of settings does not matter."""
-    return sha256(json.dumps([key, settings], sort_keys=True).encode()).hexdigest()[:16]
+    defaults = {name: agent_class(name).config_class().to_dict() for name in claim.agents}
+    return sha256(json.dumps([claim.key, settings, defaults], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _seed(claim: Claim, seed: int, settings: Settings, folder: Path) -> dict[str, Any]:
     """The record of one seed, read or made."""
-    path, known = folder / f"seed-{seed}.json", settings_hash(claim.key, settings)
+    path, known = folder / f"seed-{seed}.json", settings_hash(claim, settings)
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if record.get("settings_hash") == known:
             record["numbers"] = {k: math.nan if v is None else v for k, v in record["numbers"].items()}
             _say(f"{claim.key}: seed {seed} was run before")
             return record
-        _say(f"{claim.key}: seed {seed} was run with other settings, running it again")
+        _say(f"{claim.key}: seed {seed} was run with other settings or defaults, running it again")
     began = time.perf_counter()
     numbers = {k: float(v) for k, v in claim.run(seed, settings, folder.parent / "networks").items()}
     record = {

@@ -65,4 +65,5 @@ CLAIM = Claim(
     notes="The tuned model is Flow-GRPO's after 3,840 samples, a number set on seed 1000 so that its reward is near "
     "0.7 and leaves room. Samples are the ODE's, from equal noise at every scale; distance is the energy "
     "distance of 2,000 samples to as many points of data.",
+    agents=("flow-grpo",),
 )

@@ -56,7 +56,7 @@ SETTINGS: dict[str, Any] = {
     "pretraining_steps": 2500, "num_steps": 10, "episodes": 5120, "looks": 10, "evaluation": 1000,
     "branches": 24, "branch_groups": 48,
     "config": {
-        "episodes_per_iteration": 256, "group_size": 16, "minibatch_size": 128, "learning_rate": 3e-3,
+        "episodes_per_iteration": 256, "group_size": 16, "minibatch_size": 128, "learning_rate": 1e-2,
         "kl_coef": 0.0, "reference": "none",
     },
 }  # fmt: skip
@@ -96,4 +96,5 @@ CLAIM = Claim(
     "margin of 0.02 for 'at least' was chosen beforehand. On seed 1000, learning rates 1e-3, 3e-3 and 1e-2 "
     "were tried: Flow-GRPO was ahead of TempFlow-GRPO at each, by less the larger the rate; at the largest "
     "all arms are done within two looks.",
+    agents=("tempflow-grpo", "flow-grpo"),
 )

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from aligngym.agents.callbacks import read_table
+from aligngym.agents.registry import AGENTS
 from aligngym.cli import main
 from aligngym.reproduce import CLAIMS, claim
 from aligngym.reproduce.harness import Claim, Curve, Effect, Result, run_claim, settings_hash
@@ -84,12 +85,12 @@ def test_other_settings_run_again(tmp_path, capsys):
     assert fast.settings == {"gain": 1.0, "budget": 1} and fast.seeds[0]["ours"] == 1.0
 
 
-def test_the_hash_is_of_key_and_settings_in_any_order():
-    one = settings_hash("demo", {"a": 1, "b": {"c": 2}})
-    assert one == settings_hash("demo", {"b": {"c": 2}, "a": 1})
-    assert (
-        len({one, settings_hash("demo", {"a": 1, "b": {"c": 3}}), settings_hash("other", {"a": 1, "b": {"c": 2}})}) == 3
-    )
+def test_the_hash_is_of_key_settings_and_defaults_in_any_order():
+    one = settings_hash(make(), {"a": 1, "b": {"c": 2}})
+    assert one == settings_hash(make(), {"b": {"c": 2}, "a": 1})
+    assert one != settings_hash(make(), {"a": 1, "b": {"c": 3}})
+    assert one != settings_hash(make(key="other"), {"a": 1, "b": {"c": 2}})
+    assert one != settings_hash(make(agents=("ddpo",)), {"a": 1, "b": {"c": 2}})
 
 
 def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path):
@@ -134,7 +135,8 @@ def test_what_cannot_be_measured_is_said(tmp_path):
 @pytest.mark.parametrize("key", CLAIMS)
 def test_every_claim_is_whole(key):
     one = claim(key)
-    assert one.key == key and one.statement.endswith(".") and one.premises and one.effects and one.notes
+    assert one.key == key and one.statement.endswith(".")
+    assert one.premises and one.effects and one.notes and one.agents and set(one.agents) <= AGENTS.keys()
     assert json.loads(json.dumps(one.settings)) == one.settings
     assert one.fast.keys() <= one.settings.keys() and one.fast != one.settings
 
