@@ -42,8 +42,9 @@ class Experiment:
         env: environment id.
         agent: one of those that `aligngym list agents` shows.
         model: language model: stories (embedded), smollm2-135m (after `aligngym assets smollm2`), a folder or a hub
-            name; it also gives the environment its tokenizer. Image model: emoji-diffusion, emoji-flow (embedded), or
-            a diffusers pipeline's folder or hub name. None: the environment's own, a small network where it has none.
+            name; it also gives the environment its tokenizer. Image model: emoji-diffusion or emoji-flow (embedded), or
+            a folder of that format; diffusers' pipelines are trained from Python. None: the environment's own, a small
+            network where it has none.
         reward: a reward's name, its JSON form, or a .json file with that. None: the environment's own.
         prompts: training prompts: a JSONL, JSON, CSV or Parquet file. None: the embedded ones.
         eval_prompts: held-out prompts. None: the embedded ones, or, where prompts is given, those themselves.
