@@ -78,7 +78,7 @@ CLAIM = Claim(
     ),
     notes="The reward is the exact classifier's probability of one of four modes; diversity is the spread of the "
     "samples in that mode, over the data's. The weight 0.04 is of the exact divergence, summed over "
-    "dimensions: some 20 times what the paper's 0.04 means. On seed 1000, learning rates 1e-3 and 3e-3 both "
-    "worked; the former is used.",
+    "dimensions: some 20 times what the paper's 0.04 means; a run with ten times that is shown beside it. On "
+    "seed 1000, learning rates 1e-3 and 3e-3 both worked; the former is used.",
     agents=("flow-grpo",),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.error import InvalidAction
 from torch import Tensor
 
 from ..agents.on_policy import Batch, OnPolicyAgent
@@ -65,11 +66,21 @@ def make_agent(
 
 
 def learning(agent: Any, episodes: int, points: int) -> Iterator[int]:
-    """Train, pausing at ``points`` equal distances to be looked at; yields the episodes so far, 0 first."""
+    """Train, pausing at ``points`` equal distances to be looked at; yields the episodes so far, 0 first.
+
+    An agent that throws samples out of the environment's space is not trained further: what it is by then is what the
+    later pauses see.
+    """
     yield 0
+    stopped = False
     for done in range(1, points + 1):
-        agent.learn(episodes * done // points - agent.episodes)
-        yield agent.episodes
+        target = episodes * done // points
+        if target > agent.episodes and not stopped:
+            try:
+                agent.learn(target - agent.episodes)
+            except InvalidAction:
+                stopped = True
+        yield target
 
 
 def draw(policy: DenoiserPolicy, count: int, seed: int, *, deterministic: bool | None = None) -> Points:
