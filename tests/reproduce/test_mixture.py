@@ -94,3 +94,13 @@ def test_measures():
     points = np.random.default_rng(0).standard_normal((50_000, 2)) * [0.5, 1.0]
     assert covariance_gap(points, 0.5) == pytest.approx(3, abs=0.1)
     assert math.isnan(covariance_gap(points[:19], 0.5))
+
+
+def test_an_agent_that_leaves_the_space_is_looked_at_as_it_is():
+    agent, _ = agent_of("flow-grpo", "flow")
+    looks = learning(agent, 32, 4)
+    assert [next(looks), next(looks)] == [0, 8]
+    with torch.no_grad():
+        agent.policy.denoiser.body[-1].bias += 1e4
+    assert list(looks) == [16, 24, 32]
+    assert agent.episodes == 8 and np.abs(draw(agent.policy, 4, 0)).max() > 100
