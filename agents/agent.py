@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,10 @@ class Agent(ABC):
     config_class: ClassVar[type[AgentConfig]]
     config: Any
     needs_values: ClassVar[bool] = False
+    env_options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of environments that the agent makes from an id; those that are given come first."""
+    training_reward: ClassVar[str | None] = None
+    """The reward of such an environment in training; None, and all evaluation: the environment's own."""
 
     def __init__(
         self,
@@ -112,7 +116,8 @@ class Agent(ABC):
         self.config = config or self.config_class()
         self.seed, self.rng = seed, np.random.default_rng(seed)
         self._prediction_rng = np.random.default_rng([seed, 1])
-        self.env = make_environment(env, getattr(self.config, "episodes_per_iteration", 16))
+        rows = getattr(self.config, "episodes_per_iteration", 16)
+        self.env = make_environment(env, rows, self.environment_options("train"))
         self.folder = Path(folder) if folder is not None else None
         generator = torch.Generator().manual_seed(seed)
         if not isinstance(policy, Policy):
@@ -124,6 +129,12 @@ class Agent(ABC):
         self.callback: Callback = CallbackList([])
         self._logger: Logger | None = None
         self._setup()
+
+    @classmethod
+    def environment_options(cls, split: str) -> dict[str, Any]:
+        """Arguments of the environment that suits the agent, for training (``"train"``) or evaluation."""
+        own = {"reward": cls.training_reward} if cls.training_reward is not None and split == "train" else {}
+        return {**cls.env_options, **own}
 
     @abstractmethod
     def _setup(self) -> None:

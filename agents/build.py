@@ -13,8 +13,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from ..assets import model_path
-from .policies import is_denoising
+from .policies import answer_points, env_pieces, is_denoising, is_grounding, is_jigsaw
 from .policies.policy import Policy
+from .registry import agent_class
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -46,7 +47,8 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         "tokenizer": experiment.model if "tokenizer" in accepted else None,
     }
     given = parse_options(experiment.env_options, "env_options")
-    options = {k: v for k, v in options.items() if v is not None} | given
+    suited = agent_class(experiment.agent).environment_options(split)
+    options = suited | {k: v for k, v in options.items() if v is not None} | given
     if unknown := [name for name in options if name not in accepted]:
         raise ValueError(
             f"{experiment.env} takes no {', '.join(unknown)}; it takes: {', '.join(accepted) or 'no options'}"
@@ -104,6 +106,10 @@ def make_policy(experiment: Experiment, env: VectorEnv[Any, Any, Any], *, value:
     space, options = env.single_observation_space, parse_options(experiment.policy_options, "policy_options")
     if is_denoising(env):
         return _denoiser(experiment, env, options, value)
+    if is_grounding(env):
+        return _clicker(experiment, env, options, value)
+    if is_jigsaw(env):
+        return _jigsaw(experiment, env, options, value)
     if options:
         raise ValueError(f"policy_options are for image policies, but {experiment.env} has no samples: leave it out")
     if not (isinstance(space, gym.spaces.Dict) and "input_ids" in space.spaces):
@@ -130,6 +136,31 @@ def _denoiser(experiment: Experiment, env: VectorEnv[Any, Any, Any], options: di
             'give the environment "shape" in env_options'
         )
     return policy
+
+
+def _clicker(experiment: Experiment, env: VectorEnv[Any, Any, Any], options: dict[str, Any], value: bool) -> Policy:
+    from .policies.clicker import ClickerPolicy
+
+    points = answer_points(env)
+    options = {"num_points": points, "value_head": value, **options}
+    if options["num_points"] != points:
+        raise ValueError(f"num_points={options['num_points']} in policy_options, but {experiment.env} takes {points}")
+    try:
+        return ClickerPolicy.from_pretrained(experiment.model or "gui-clicker", **options)
+    except TypeError as error:
+        raise ValueError(f"policy_options={experiment.policy_options}: {error}") from error
+
+
+def _jigsaw(experiment: Experiment, env: VectorEnv[Any, Any, Any], options: dict[str, Any], value: bool) -> Policy:
+    from .policies.jigsaw import JigsawPolicy
+
+    options = {"seed": experiment.seed, "value_head": value, **options}
+    if "num_pieces" in options:
+        raise ValueError(f"policy_options has num_pieces, but {experiment.env} says how many there are: leave it out")
+    try:
+        return JigsawPolicy.from_pretrained(experiment.model or "gui-clicker", env_pieces(env), **options)
+    except TypeError as error:
+        raise ValueError(f"policy_options={experiment.policy_options}: {error}") from error
 
 
 def _language_model(experiment: Experiment, env: VectorEnv[Any, Any, Any], value: bool) -> Policy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -10,8 +11,15 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 
-def make_environment(env: str | VectorEnv[Any, Any, Any], episodes: int) -> VectorEnv[Any, Any, Any]:
+def make_environment(
+    env: str | VectorEnv[Any, Any, Any], episodes: int, options: Mapping[str, Any]
+) -> VectorEnv[Any, Any, Any]:
     """A vector environment as it is, or one made from an id with a number of rows that divides ``episodes``.
+
+    Args:
+        env: either.
+        episodes: in an iteration.
+        options: arguments of an environment that is made.
 
     Raises:
         TypeError: if ``env`` is neither.
@@ -21,11 +29,11 @@ def make_environment(env: str | VectorEnv[Any, Any, Any], episodes: int) -> Vect
     if not isinstance(env, str):
         raise TypeError(f"env is a {type(env).__name__}, expected an id or a vector environment (gymnasium.make_vec)")
     if gym.spec(env).vector_entry_point is not None:
-        batched = gym.make_vec(env, num_envs=episodes)
+        batched = gym.make_vec(env, num_envs=episodes, **options)
         if hasattr(type(batched.unwrapped), "rollout"):
             return batched
         batched.close()  # others' batched environments take one seed for all rows; groups need one a row
-    return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync")
+    return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync", **options)
 
 
 def environment_spec(env: VectorEnv[Any, Any, Any]) -> str | None:

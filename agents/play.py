@@ -19,12 +19,17 @@ from .evaluation import EvaluationResult, join, summarize
 from .experiment import RUN_FILE, Experiment, file_name, find_checkpoint, pick_device, read_run, set_threads
 from .grpo import GRPO, GRPOConfig
 from .images import PAIRS, denoising_frames, has_images, save_before_after, save_gif, save_result
-from .policies import is_denoising
+from .policies import is_denoising, is_grounding
 from .policies.policy import Policy
 from .registry import agent_class
 from .report import describe, show_episodes
+from .screens import answer_pictures, save_pictures, save_sheet
 
-HOMES = {"emoji-diffusion": "DiffusionAlign-v0", "emoji-flow": "FlowAlign-v0"}
+HOMES = {
+    "emoji-diffusion": "DiffusionAlign-v0",
+    "emoji-flow": "FlowAlign-v0",
+    "gui-clicker": "GUIGrounding-v0",
+}
 """Environments of the embedded models that are no language models."""
 ROWS = 128  # episodes side by side, at most
 IN_GIF = 8  # episodes, at most
@@ -139,26 +144,30 @@ def play(
     """Play a few episodes on held-out states, and say or draw what came out.
 
     Images become ``images.png`` and ``denoising.gif``; for a run also ``untrained.png``, of the same prompts and random
-    numbers, and both in pairs, ``before-after.png``.
+    numbers, and both in pairs, ``before-after.png``. Screenshots become ``answers.png`` and a file each, with the
+    target's box and the points that were clicked; for a run also ``untrained.png``.
 
     Args:
         target: see :func:`open_agent`; ``changes`` and ``rl_guidance`` too.
         changes: fields of the experiment to replace.
-        episodes: how many; None: 3, or 16 images.
+        episodes: how many; None: 3, 16 images, or 9 screenshots.
         seed: of the first episode.
         deterministic: see :meth:`Agent.evaluate`.
         rl_guidance: for a run of an image policy.
         out: folder of the pictures; None: ``play`` in that of the run, or one in ``runs/``.
 
     Raises:
-        ValueError: if ``out`` is given where there are no images.
+        ValueError: if ``out`` is given where there is nothing to draw.
     """
     agent, experiment = open_agent(target, changes, rl_guidance=rl_guidance)
     set_threads(agent.policy, 0)
-    denoising = is_denoising(agent.env)
-    count = episodes if episodes is not None else 16 if denoising else 3
+    denoising, grounding = is_denoising(agent.env), is_grounding(agent.env) and hasattr(agent.env.unwrapped, "draw")
+    count = episodes if episodes is not None else 16 if denoising else 9 if grounding else 3
     env = _held_out(experiment, count)
     options: dict[str, Any] = {"episodes": count, "seed": seed, "deterministic": deterministic}
+    if grounding:
+        untrained = _untrained(experiment) if is_run(target) else None
+        return _draw_screens(agent, untrained, env, options, _folder(target, experiment) if out is None else Path(out))
     if denoising:
         played = agent.play(env, **options)
         if has_images(played.info):
@@ -181,6 +190,21 @@ def _folder(target: str | Path | None, experiment: Experiment) -> Path:
     if target is not None and is_run(target):
         return find_checkpoint(target)[1] / "play"
     return Path("runs") / f"play-{file_name(experiment.env)}"
+
+
+def _draw_screens(
+    agent: Agent, untrained: Agent | None, env: VectorEnv[Any, Any, Any], options: dict[str, Any], folder: Path
+) -> str:
+    """Write what was clicked on which screens, and say where that is."""
+    texts, lines = [], []
+    for label, one in {"answers": agent, "untrained": untrained}.items():
+        if one is not None:
+            played = one.play(env, **options)
+            pictures = answer_pictures(played, env)
+            texts.append(f"{label}\n{describe(join([summarize(played, None)], len(played)))}")
+            lines.append(f"{label}: {save_sheet(pictures, folder / f'{label}.png')}")
+            lines.append(f"  each by itself: {save_pictures(pictures, folder / label)[0].parent}")
+    return "\n\n".join([*texts, "\n".join(lines)])
 
 
 def _draw(played: Trajectories, before: EvaluationResult | None, env: VectorEnv[Any, Any, Any], folder: Path) -> str:

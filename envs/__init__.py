@@ -43,6 +43,24 @@ ENVIRONMENTS = {
         extra="image",
         summary="the same with a flow model",
     ),
+    "GUIGrounding-v0": Entry(
+        single=".gui.grounding:GUIGroundingEnv",
+        batched=".gui.grounding:GUIGroundingVectorEnv",
+        extra="gui",
+        summary="point at the element of a screenshot that an instruction asks for",
+    ),
+    "VisualJigsaw-v0": Entry(
+        single=".gui.jigsaw:VisualJigsawEnv",
+        batched=".gui.jigsaw:VisualJigsawVectorEnv",
+        extra="gui",
+        summary="put the tiles of a screenshot, or the frames of a clip, in order",
+    ),
+    "GUIBrowser-v0": Entry(
+        single=".gui.browser:GUIBrowserEnv",
+        batched=None,
+        extra="gui",
+        summary="click, type and scroll on a live page of a real browser",
+    ),
     "TabularBandit-v0": Entry(
         single=".bandit:TabularBanditEnv",
         batched=".bandit:TabularBanditVectorEnv",

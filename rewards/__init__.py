@@ -1,6 +1,8 @@
 """Rewards: what is good. Importing this package loads numpy only; lexicons and models are loaded on first use."""
 
 from .algebra import Clip, Gate, LogSigmoid, Product, Schedule, Sum, gate, schedule
+from .answer import AnswerReward
+from .boxes import VisionR1
 from .frechet import frechet_distance
 from .function import FunctionReward, call_with_timeout
 from .image import Colourfulness, Compressibility, ImageReward, Incompressibility, Symmetry
@@ -8,11 +10,13 @@ from .image_classifier import ImageClassifier
 from .image_models import Aesthetic, ClipScore, PickScore
 from .image_quality import ImageQuality
 from .isolate import Isolated
+from .jigsaw import Jigsaw
 from .judge import JudgeReward
 from .match import ExactMatch, Format, MathAnswer, Regex
 from .models import SequenceClassifierReward
 from .normalize import Normalize, group_z_scores
 from .ocr import Ocr
+from .points import AdaptiveExploration, PointDistance, PointFormat, PointInBox
 from .references import Bleu, Rouge
 from .registry import as_reward, from_dict, register_reward, reward_names
 from .reward import Completion, Reward, RewardScores, SampleReward, Text, text_of
@@ -20,7 +24,9 @@ from .text import Length, Repetition, Sentiment, SentimentDensity, story_sentime
 from .trl import TrlReward, to_trl
 
 __all__ = [
+    "AdaptiveExploration",
     "Aesthetic",
+    "AnswerReward",
     "Bleu",
     "Clip",
     "ClipScore",
@@ -36,6 +42,7 @@ __all__ = [
     "ImageReward",
     "Incompressibility",
     "Isolated",
+    "Jigsaw",
     "JudgeReward",
     "Length",
     "LogSigmoid",
@@ -43,6 +50,9 @@ __all__ = [
     "Normalize",
     "Ocr",
     "PickScore",
+    "PointDistance",
+    "PointFormat",
+    "PointInBox",
     "Product",
     "Regex",
     "Repetition",
@@ -58,6 +68,7 @@ __all__ = [
     "Symmetry",
     "Text",
     "TrlReward",
+    "VisionR1",
     "as_reward",
     "call_with_timeout",
     "frechet_distance",

@@ -45,6 +45,12 @@ _BUILTIN = {
     "pick_score": "image_models:PickScore",
     "aesthetic": "image_models:Aesthetic",
     "image_classifier": "image_classifier:ImageClassifier",
+    "point_in_box": "points:PointInBox",
+    "point_distance": "points:PointDistance",
+    "point_format": "points:PointFormat",
+    "adaptive_exploration": "points:AdaptiveExploration",
+    "vision_r1": "boxes:VisionR1",
+    "jigsaw": "jigsaw:Jigsaw",
 }
 # A string is loaded on first use, so that naming a reward costs no import.
 _TABLE: dict[str, str | Callable[..., Any]] = {k: f"{_PACKAGE}.{path}" for k, path in _BUILTIN.items()}

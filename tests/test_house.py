@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OUTSIDE = {"tests", "examples", "benchmarks", "scripts", "docs", "build", "dist", "runs"}
 
-SHARED = {"assets", "trajectories"}
+SHARED = {"answers", "assets", "trajectories"}
 MAY_IMPORT = {
+    "answers": set(),
     "assets": set(),
     "trajectories": set(),
-    "rewards": {"assets"},
+    "rewards": {"answers", "assets"},
     "envs": {"rewards"} | SHARED,
     "wrappers": {"rewards"} | SHARED,
     "agents": SHARED,

@@ -15,6 +15,9 @@ __all__ = ["Decision", "Evaluation", "Policy", "RowNoise", "build_policy", "poli
 
 CLASSES = {
     "LMPolicy": ".lm",
+    "VLMPolicy": ".vlm",
+    "ClickerPolicy": ".clicker",
+    "JigsawPolicy": ".jigsaw",
     "DenoiserPolicy": ".denoiser_policy",
     "ControlPolicy": ".control",
     "TabularPolicy": ".control",
@@ -41,7 +44,8 @@ def build_policy(
 
     Args:
         env: token environments (``input_ids`` in the observation) get a language model, denoising ones (``sample``) a
-            denoiser, others a perceptron.
+            denoiser, screens with an instruction a clicker, pieces of a puzzle (``tiles``) what puts them in order,
+            others a perceptron.
         model: name of the model; None takes the environment's own: ``"stories"``, or its ``model``.
         value: with a critic.
         generator: source of initial weights that are drawn.
@@ -64,11 +68,47 @@ def build_policy(
             value_head=value,
             critic_seed=generator.initial_seed(),
         )
+    if is_grounding(env):
+        from .clicker import ClickerPolicy
+
+        return ClickerPolicy.from_pretrained(
+            model or "gui-clicker", num_points=answer_points(env), value_head=value
+        )
+    if is_jigsaw(env):
+        from .jigsaw import JigsawPolicy
+
+        return JigsawPolicy.from_pretrained(
+            model or "gui-clicker", env_pieces(env), seed=generator.initial_seed(), value_head=value
+        )
     if model is not None:
         raise ValueError(f"policy={model!r} names a model, but the observations of {env} are {space}")
     from .control import ControlPolicy
 
     return ControlPolicy(space, env.single_action_space, value=value, generator=generator)
+
+
+def is_grounding(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether the environment shows screenshots with an instruction and takes points."""
+    space, action = env.single_observation_space, env.single_action_space
+    shown = isinstance(space, spaces.Dict) and {"screenshot", "instruction"} <= set(space.spaces)
+    return shown and isinstance(action, spaces.Box) and (action.shape or (0,))[-1] == 2
+
+
+def answer_points(env: VectorEnv[Any, Any, Any]) -> int:
+    """Points that an answer may have in such an environment."""
+    shape = env.single_action_space.shape or ()
+    return shape[0] if len(shape) == 2 else 1
+
+
+def is_jigsaw(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether the environment shows pieces that are to be put in order."""
+    space, action = env.single_observation_space, env.single_action_space
+    return isinstance(space, spaces.Dict) and "tiles" in space.spaces and isinstance(action, spaces.MultiDiscrete)
+
+
+def env_pieces(env: VectorEnv[Any, Any, Any]) -> int:
+    """Pieces of a puzzle in such an environment."""
+    return int((env.single_action_space.shape or (0,))[0])
 
 
 def is_denoising(env: VectorEnv[Any, Any, Any]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -161,6 +161,10 @@ class CachedDecoder:
         return logits[:, -1]
 
 
+# Logits [B, V] after each prompt, what decodes on from there, and the position [B] of the first token drawn.
+Start: TypeAlias = tuple[Tensor, CachedDecoder | SharedPromptDecoder, Tensor]
+
+
 def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The different rows of ``[B, L]`` in order of first appearance, and which of them each row is, ``[B]``."""
     found, index = torch.unique(rows, dim=0, return_inverse=True)
@@ -217,31 +221,47 @@ def decode(
         stop: token ids that end a row; the token itself is part of it.
         deterministic: take the likeliest token; draws nothing from ``noise``.
     """
-    uniform = None if deterministic else noise.uniform(max_steps).to(prompts.device)
+
+    def start() -> Start:
+        return *prefill(model, prompts, prompt_mask, max_steps), prompt_mask.sum(1)
+
+    return decode_from(start, noise, sampling, max_steps=max_steps, stop=stop, deterministic=deterministic)
+
+
+def decode_from(
+    start: Callable[[], Start],
+    noise: RowNoise,
+    sampling: Sampling,
+    *,
+    max_steps: int,
+    stop: Collection[int],
+    deterministic: bool = False,
+) -> Decoded:
+    """:func:`decode` after prompts of any kind: ``start`` reads them, and is called in inference mode."""
+    uniform = None if deterministic else noise.uniform(max_steps)
     with torch.inference_mode():
-        drawn = _decode(model, prompts, prompt_mask, uniform, sampling, max_steps, stop)
+        drawn = _decode(*start(), uniform, sampling, max_steps, stop)
     # What was made in inference mode may not enter a loss; a copy may.
     return Decoded(drawn.actions.clone(), drawn.log_probs.clone(), drawn.mask.clone(), drawn.terminated.clone())
 
 
 def _decode(
-    model: PreTrainedModel,
-    prompts: Tensor,
-    prompt_mask: Tensor,
+    logits: Tensor,
+    decoder: CachedDecoder | SharedPromptDecoder,
+    positions: Tensor,
     uniform: Tensor | None,
     sampling: Sampling,
     max_steps: int,
     stop: Collection[int],
 ) -> Decoded:
-    batch, device = len(prompts), prompts.device
-    logits, decoder = prefill(model, prompts, prompt_mask, max_steps)
+    batch, device = len(logits), logits.device
+    uniform = None if uniform is None else uniform.to(device)
     stop_ids = torch.tensor(sorted(stop), dtype=torch.long, device=device)
     actions = torch.zeros(batch, max_steps, dtype=torch.long, device=device)
     log_probs = torch.zeros(batch, max_steps, device=device)
     terminated = torch.zeros(batch, dtype=torch.bool, device=device)
     lengths = torch.full((batch,), max_steps, device=device)
     rows = torch.arange(batch, device=device)  # rows still in the batch; some of them may have ended
-    positions = prompt_mask.sum(1)
     for t in range(max_steps):
         log_p = sampling.logits(logits.float()).log_softmax(-1)
         token = log_p.argmax(-1) if uniform is None else sample_categorical(log_p, uniform[rows, t])

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ class LMPolicy(Policy):
     """
 
     first_observation_only = True
+    auto_class: Any = AutoModelForCausalLM
+    options: tuple[str, ...] = ("value_head",)  # arguments that a checkpoint names besides model, sampling, LoRA
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class LMPolicy(Policy):
         device: torch.device | str = "cpu",
         gradient_checkpointing: bool = False,
         **kwargs: Any,
-    ) -> LMPolicy:
+    ) -> Self:
         """Load ``"stories"`` (embedded), ``"smollm2-135m"`` (fetched asset), a local folder or a hub name.
 
         Args:
@@ -108,7 +110,7 @@ class LMPolicy(Policy):
             gradient_checkpointing: recompute activations backward: less memory, about a third more time.
             kwargs: as the constructor's.
         """
-        model = AutoModelForCausalLM.from_pretrained(model_path(str(name)), dtype=dtype)
+        model = cls.auto_class.from_pretrained(model_path(str(name)), dtype=dtype)
         for parameter in model.parameters():
             # Views into the mapped file may be unaligned, for which matrix products round differently: a run resumed
             # from a checkpoint, whose tensors are aligned, would not go on bit for bit.
@@ -195,11 +197,7 @@ class LMPolicy(Policy):
         Raises:
             ValueError: if the episodes were sampled under other settings, which would silently bias every ratio.
         """
-        if trajectories.sampling and trajectories.sampling != self.sampling:
-            raise ValueError(
-                f"trajectories were sampled with {trajectories.sampling}, but the policy scores with {self.sampling}: "
-                "give the policy the same Sampling"
-            )
+        self._check_sampling(trajectories)
         assert isinstance(trajectories.observations, dict)
         prompts, prompt_mask = left_padded(*self._tensors(trajectories.observations))
         actions, mask = trajectories.actions.to(prompts.device), trajectories.mask.to(prompts.device)
@@ -215,6 +213,13 @@ class LMPolicy(Policy):
             entropy=zeros.masked_scatter(mask, flat_entropy) if entropy else zeros,
             values=values,
         )
+
+    def _check_sampling(self, trajectories: Trajectories) -> None:
+        if trajectories.sampling and trajectories.sampling != self.sampling:
+            raise ValueError(
+                f"trajectories were sampled with {trajectories.sampling}, but the policy scores with {self.sampling}: "
+                "give the policy the same Sampling"
+            )
 
     def _log_probs(self, hidden: Tensor, actions: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities (and entropies) ``[N]`` of ``actions [N]`` after ``hidden [N, D]``, the head in pieces.
@@ -313,7 +318,7 @@ class LMPolicy(Policy):
         }  # fmt: skip
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> LMPolicy:
+    def from_spec(cls, spec: dict[str, Any]) -> Self:
         """Rebuild a policy from :meth:`spec`; weights are those of the named model where LoRA leaves them frozen.
 
         Raises:
@@ -323,7 +328,7 @@ class LMPolicy(Policy):
 
         sampling = Sampling(**{**spec["sampling"], "suppress": tuple(spec["sampling"]["suppress"])})
         dtype = getattr(torch, spec["dtype"])
-        kwargs: dict[str, Any] = {"sampling": sampling, "value_head": spec["value_head"]}
+        kwargs: dict[str, Any] = {"sampling": sampling, **{name: spec[name] for name in cls.options}}
         if spec["lora"] is not None:
             if spec["name"] is None:
                 raise ValueError(
@@ -335,12 +340,12 @@ class LMPolicy(Policy):
             policy = cls.from_pretrained(spec["name"], dtype=dtype, **kwargs)
         else:
             config = AutoConfig.for_model(**spec["config"])
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = cls.auto_class.from_config(config, dtype=dtype)
             policy = cls(model, name=spec["name"], **kwargs)
         policy.model.set_attn_implementation(spec["attention"])  # others round otherwise
         return policy
 
-    def with_sampling(self, **changes: Any) -> LMPolicy:
+    def with_sampling(self, **changes: Any) -> Self:
         """Change sampling settings in place and return the policy: ``policy.with_sampling(temperature=0.7)``."""
         self.settings = replace(self.settings, **changes)
         return self

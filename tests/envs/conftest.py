@@ -33,6 +33,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "reward": {"type": "sum", "terms": ["colourfulness", "symmetry"], "weights": [0.1, 1.0]},
         "max_prompt_bytes": 8,
     },
+    # Hits are rare at random: distances tell answers apart.
+    "GUIGrounding-v0": {"split": "validation", "max_points": 2, "reward": "point_distance"},
+    "VisualJigsaw-v0": {"split": "validation", "height": 96, "width": 144},
     "TabularBandit-v0": {"noise_std": 0.3},
 }
 
@@ -130,6 +133,35 @@ class RandomDenoiser(Policy):
         )  # fmt: skip
 
 
+class RandomAnswer(Policy):
+    """Answers of one turn at random: points on a screenshot, orders of pieces. Its log-probabilities tell them apart."""
+
+    first_observation_only = True
+
+    def __init__(self, env: Any) -> None:
+        super().__init__()
+        self.space = env.single_action_space
+
+    def act(self, observation: Any, noise: Any, deterministic: bool = False) -> Decision:
+        shown = torch.as_tensor(next(iter(observation.values()))).flatten(1).float().mean(1) / 255
+        uniform = noise.uniform(int(np.prod(self.space.shape))).float().unflatten(1, self.space.shape)
+        if deterministic:
+            uniform = torch.linspace(0, 1, uniform[0].numel()).view(self.space.shape) * shown.view(-1, *[1] * (uniform.ndim - 1))
+        points = isinstance(self.space, gym.spaces.Box)
+        return Decision(uniform if points else uniform.argsort(1) + 1, uniform.flatten(1).sum(1) + shown)
+
+    def generate(
+        self, observation: Any, noise: Any, *, max_steps: int, terminal_actions: Any = (), deterministic: bool = False
+    ) -> Trajectories:
+        decision = self.act(observation, noise, deterministic)
+        mask = torch.ones(len(decision.actions), 1, dtype=torch.bool)
+        return Trajectories(
+            observations={k: torch.as_tensor(v) for k, v in observation.items()}, actions=decision.actions[:, None],
+            log_probs=decision.log_probs[:, None], mask=mask, rewards=torch.zeros(mask.shape), terminated=mask[:, 0],
+            truncated=~mask[:, 0], valid=mask[:, 0], group=torch.arange(len(mask)),
+        )  # fmt: skip
+
+
 @pytest.fixture
 def small() -> Any:
     """``small(id, **changes)``: keyword arguments of a quick version of the environment."""
@@ -141,8 +173,9 @@ def random_policy() -> Any:
     """``random_policy(env, likely=())``: a policy for the environment's actions."""
 
     def make(env: Any, likely: tuple[int, ...] = ()) -> Policy:
-        discrete = isinstance(env.single_action_space, gym.spaces.Discrete)
-        return RandomPolicy(env, likely) if discrete else RandomDenoiser(env)
+        if isinstance(env.single_action_space, gym.spaces.Discrete):
+            return RandomPolicy(env, likely)
+        return RandomDenoiser(env) if "sample" in env.single_observation_space.spaces else RandomAnswer(env)
 
     return make
 

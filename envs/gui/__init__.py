@@ -1,0 +1,1 @@
+"""Environments of graphical user interfaces: grounding, live pages, jigsaws."""
