@@ -16,6 +16,7 @@ CLAIMS = {
     "tempflow-grpo": ".tempflow_grpo",
     "b2-diffurl": ".b2_diffurl",
     "rlg": ".rlg",
+    "visual-jigsaw": ".visual_jigsaw",
 }
 
 

@@ -47,15 +47,16 @@ class Puzzles:
         """Pieces of a puzzle."""
         return self.grid[0] * self.grid[1]
 
+    def picture(self, number: int) -> Images:
+        """One picture ``[H, W, 3]`` before it is cut; of a clip, its frames ``[K, h, w, 3]``."""
+        shown = _read(self.pictures, self.index[number])
+        return np.stack([_fitted(frame, self.size) for frame in shown]) if shown.ndim == 4 else _fitted(shown, self.size)
+
     def pieces(self, number: int) -> Images:
         """The pieces ``[K, h, w, 3]`` of one puzzle in their order: tiles row by row, frames in time."""
-        return self._cut(self.index[number])
-
-    def _cut(self, picture: int) -> Images:
-        shown, (height, width) = _read(self.pictures, picture), self.piece
+        page, (height, width) = self.picture(number), self.piece
         if self.kind == "clips":
-            return np.stack([_fitted(frame, self.size) for frame in shown])
-        page = _fitted(shown, self.size)
+            return page
         if self.kind == "pan":
             tops = np.linspace(0, len(page) - height, self.count).round().astype(int)
             return np.stack([page[top : top + height] for top in tops])
@@ -68,7 +69,8 @@ class Puzzles:
         Raises:
             ValueError: if none is left.
         """
-        kept = [i for i in self.index if smallest_difference(self._cut(i), least) >= least]
+        alike = [smallest_difference(self.pieces(number), least) < least for number in range(len(self))]
+        kept = [i for i, drop in zip(self.index, alike, strict=True) if not drop]
         if not kept:
             raise ValueError(
                 f"min_difference is {least}, but none of the {len(self)} puzzles of {self.source} has pieces that all "
