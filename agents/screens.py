@@ -46,7 +46,8 @@ def save_sheet(pictures: Sequence[NDArray[np.uint8]], path: str | Path) -> Path:
     path, width = Path(path), pictures[0].shape[1]
     rows = [pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)]
     heights = [max(len(picture) for picture in row) + GAP for row in rows]
-    sheet = _image().new("RGB", (min(COLUMNS, len(pictures)) * (width + GAP) + GAP, sum(heights) + GAP), (225, 225, 225))
+    across = min(COLUMNS, len(pictures)) * (width + GAP) + GAP
+    sheet = _image().new("RGB", (across, sum(heights) + GAP), (225, 225, 225))
     for number, row in enumerate(rows):
         for column, picture in enumerate(row):
             corner = (GAP + column * (width + GAP), GAP + sum(heights[:number]))

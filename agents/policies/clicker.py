@@ -142,7 +142,7 @@ class ClickerPolicy(Policy):
         value_head: with a critic, which reads the instruction and the mean of the features.
         temperature: of the map, in sampling and scoring.
         autocast: compute in bfloat16.
-        freeze_page: keep the page encoder as it is and train the rest, as vision towers often are: several times faster.
+        freeze_page: train all but the page encoder, as is often done with vision towers: several times faster.
 
     Raises:
         ValueError: for a number of points below 1 or a temperature that is not above 0.

@@ -119,7 +119,8 @@ def fetch_kit(kit: Kit, folder: Path) -> Path:
         if found[0].suffix == ".whl":
             zipfile.ZipFile(found[0]).extractall(target)
         else:
-            tarfile.open(found[0]).extractall(target, filter="data")
+            with tarfile.open(found[0]) as archive:
+                archive.extractall(target, filter="data")
             target = target / "package"
     return target / kit.root
 
@@ -292,8 +293,8 @@ def build(
         }
         progress(f"{split}: {counts[split]}")
     sources = {name: f"{KITS[name].registry} {KITS[name].package}, MIT" for name in kits}
-    facts = {"seed": seed, "views": views, "episodes": episodes, "sources": sources, "splits": counts}
-    (out / "data.json").write_text(json.dumps({**facts, "skipped": skipped}, indent=2) + "\n", "utf-8")
+    about = {"seed": seed, "views": views, "episodes": episodes, "sources": sources, "splits": counts}
+    (out / "data.json").write_text(json.dumps({**about, "skipped": skipped}, indent=2) + "\n", "utf-8")
     return out
 
 

@@ -1,4 +1,4 @@
-"""What every use of Chromium here has in common: finding it, its flags, the loopback rule, serving a folder of pages."""
+"""What every use of Chromium here has in common: finding it, its flags, the loopback rule, serving a folder."""
 
 from __future__ import annotations
 

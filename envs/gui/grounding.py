@@ -1,4 +1,4 @@
-"""``GUIGrounding-v0``: a screenshot and an instruction are shown, one or several points answer; the first one counts."""
+"""``GUIGrounding-v0``: a screenshot and an instruction are shown, one or several points answer, the first counts."""
 
 from __future__ import annotations
 

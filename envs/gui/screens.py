@@ -79,8 +79,8 @@ def load_screens(source: str | Path | None = None, split: str = "train", kinds: 
     """Screens from a name, a file or a folder.
 
     Args:
-        source: None for the embedded data; a folder that ``aligngym assets gui`` wrote (``<split>.parquet``); one of its
-            files; or a folder of ScreenSpot, ScreenSpot-v2 or ScreenSpot-Pro, see :func:`load_screenspot`.
+        source: None for the embedded data; a folder that ``aligngym assets gui`` wrote (``<split>.parquet``); one of
+            its files; or a folder of ScreenSpot, ScreenSpot-v2 or ScreenSpot-Pro, see :func:`load_screenspot`.
         split: ``train``, ``validation`` or ``test`` (``eval`` is ``test``); ScreenSpot has only one.
         kinds: keep instructions of these kinds only; None keeps all.
 
@@ -191,7 +191,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> Screens:
-    images, targets = [], []
+    images: list[bytes] = []
+    targets: list[Target] = []
     try:
         for row in read_rows(path):
             facts = {name: str(row[name]) for name in ("kit", "page", "viewport", "theme")}
