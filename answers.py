@@ -103,6 +103,8 @@ def _items(text: str) -> list[Any] | None:
         try:
             found, position = _DECODER.raw_decode(answer, bracket.start())
         except json.JSONDecodeError as error:
+            if error.msg.startswith("Unterminated string"):
+                return None  # the text was cut off
             # What was read in vain is not read again from within: a list that was cut off is no answer, though its
             # entries are JSON. And the time stays linear.
             position = max(error.pos, bracket.end())

@@ -35,17 +35,8 @@ def vectors_of(name: str, value: Any, length: int) -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != length:
         raise TypeError(f"{name} must be numbers [n, {length}], got {array.dtype} {list(array.shape)}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, got {array.tolist()}")
+        raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
     return array.astype(np.float64)
-
-
-def size_of(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Returns the column ``image_size``, width and height in pixels; None where there is none."""
-    size = row.get("image_size")
-    if size is None:
-        return None
-    width, height = size
-    return width, height
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..answers import parse_boxes
-from .answer import AnswerReward, size_of, vectors_of
+from .answer import AnswerReward, vectors_of
 from .image import optional
 
 
@@ -79,8 +80,8 @@ def criterion_rewards(
     .. math:: \mathrm{precision} = \overline{f(q; \mathrm{quality})}, \qquad
         \mathrm{recall} = f(\textstyle\sum f(q; \mathrm{match}, \mathrm{match}) / M; \mathrm{recall})
 
-    There are as many pairs as the fewer of both, so boxes beyond ``M`` cost no precision. A wrong label does not either,
-    as in the paper's code: labels only tell whom a box is matched with.
+    There are as many pairs as the fewer of both, so boxes beyond ``M`` cost no precision. Nor does a wrong label, as in
+    the paper's code: labels only bear on which box a box is matched with.
 
     Args:
         boxes: ``[n, 4]`` of the answer, all with an area, normalised to [0, 1] so that L1 does not outweigh the rest.
@@ -95,13 +96,11 @@ def criterion_rewards(
     Raises:
         ValueError: if a box has no area.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    quality = giou(boxes, right)
-    if not quality.size:
+    if not len(boxes) or not len(right):
         return (float(len(boxes) == len(right)),) * 2
+    quality = giou(boxes, right)
     cost = np.abs(boxes[:, None] - right).sum(-1) - quality - (0.0 if same_label is None else same_label)
-    matched = quality[linear_sum_assignment(cost)]
+    matched = quality[import_module("scipy.optimize").linear_sum_assignment(cost)]
     precision = differentiate(matched, *criteria.quality).sum() / (len(boxes) if true_precision else len(matched))
     found = differentiate(matched, criteria.match, criteria.match).sum()
     return float(precision), float(differentiate(found / len(right), *criteria.recall))
@@ -112,8 +111,8 @@ class VisionR1(AnswerReward):
     """Format + precision + recall of detected boxes, in ``[0, 3]``, by thresholds that may tighten during training.
 
     Completions are texts that :func:`aligngym.answers.parse_boxes` reads, or arrays ``[n, 4]`` of boxes in [0, 1].
-    Precision and recall are those of :func:`criterion_rewards`; format is 1 for a well-formed answer of at least one box,
-    else 0. Where nothing is to be found it is reversed: an answer without boxes has 3, any other 0. Columns:
+    Precision and recall are those of :func:`criterion_rewards`; format is 1 for a well-formed answer of at least one
+    box, else 0. Where nothing is to be found it is reversed: an answer without boxes has 3, any other 0. Columns:
 
     * ``boxes``: the right ones, a list of ``[x0, y0, x1, y1]`` in [0, 1], which may be empty, a sample.
     * ``labels``: as many labels a sample (optional); letter case and white space at both ends do not count.
@@ -123,15 +122,15 @@ class VisionR1(AnswerReward):
 
     Vision-R1, Zhan et al. 2025, arXiv 2503.18013.
 
-    Deviations from the paper's code: L1 is of normalised coordinates; there it is of pixels and outweighs GIoU and label.
-    A malformed text has no boxes; there, items that can be read count. An empty list has the format 0 where there are
-    objects and 1 where there are none; there, the reverse. The switch is after episodes, there after 1,500 steps, and
-    its released run has no stages at all: that is ``"raw"``.
+    Deviations from the paper's code: L1 is of normalised coordinates; there it is of pixels and outweighs GIoU and
+    label. A malformed text has no boxes; there, items that can be read count. An empty list has the format 0 where
+    there are objects and 1 where there are none; there, the reverse. The switch is after episodes, there after 1,500
+    steps, and its released run has no stages at all: that is ``"raw"``.
 
     Attributes:
         stage: ``"loose"``: quality counts from 0.5 and is full above 0.75, found is above 0.5. ``"strict"``: from 0.75
-            and above 0.9, above 0.75. ``"progressive"``: loose, and strict from ``switch_at`` on. ``"raw"``: quality and
-            recall as they are, found is above 0.5.
+            and above 0.9, above 0.75. ``"progressive"``: loose, and strict from ``switch_at`` on. ``"raw"``: quality
+            and recall as they are, found is above 0.5.
         switch_at: Episodes, at least 0.
         true_precision: Whether boxes beyond the right number cost precision; in the paper's code they cost nothing.
     """
@@ -174,13 +173,14 @@ class VisionR1(AnswerReward):
 
     def answer(self, answer: NDArray[Any] | str, row: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
         """Scores one answer."""
-        right = vectors_of("boxes", np.reshape(row["boxes"], (-1, 4)), 4)
+        right = vectors_of("boxes", row["boxes"] if len(row["boxes"]) else np.empty((0, 4)), 4)
         labels = row.get("labels")
         if labels is not None and len(labels) != len(right):
             raise ValueError(f"labels has {len(labels)} entries, but there are {len(right)} boxes")
         boxes, given = _read(answer, row)
         formed = len(boxes) > 0
-        whole = _has_area(boxes)  # the others are left out, as in the paper's code
+        # Boxes without an area are left out, as in the paper's code; but where there is none to find, each is too many.
+        whole = _has_area(boxes) | (len(right) == 0)
         same_label = None
         if labels is not None and given is not None:
             same_label = np.equal.outer(_plain(given), _plain(labels))[whole]
@@ -195,12 +195,13 @@ def _read(answer: NDArray[Any] | str, row: Mapping[str, Any]) -> tuple[NDArray[n
     """The boxes of an answer, none of a malformed one, and their labels, None for an array."""
     if not isinstance(answer, str):
         return vectors_of("boxes", answer, 4), None
-    found = parse_boxes(answer, size_of(row))
+    found = parse_boxes(answer, row.get("image_size"))
     return (np.empty((0, 4)), ()) if found is None else (found.boxes, found.labels)
 
 
 def _has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (boxes[:, :2] < boxes[:, 2:]).all(1)
+    whole: NDArray[np.bool_] = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
+    return whole
 
 
 def _plain(labels: Any) -> NDArray[np.object_]:

@@ -33,22 +33,19 @@ def inverse_permutation(shown: ArrayLike) -> NDArray[np.int64]:
     Raises:
         ValueError: if ``shown`` is no permutation of 1 to ``K``.
     """
-    pieces = np.asarray(shown)
-    if pieces.ndim != 1 or not np.array_equal(np.sort(pieces), np.arange(1, len(pieces) + 1)):
-        raise ValueError(f"shown must be a permutation of 1 to K, got {pieces.tolist()}")
-    return np.argsort(pieces) + 1
+    return np.argsort(_permutation("shown", shown)) + 1
 
 
 @dataclass
 class Jigsaw(AnswerReward):
-    r"""Visual Jigsaw's reward of an order of ``K`` pieces; 0 if malformed, else
+    r"""Visual Jigsaw's reward of an order of ``K`` pieces: format, exact or partial accuracy, repetition.
 
-    .. math:: \mathrm{format\_bonus} + a - \mathrm{repetition\_penalty} \cdot [\text{a long line is repeated}]
+    .. math:: 0 \text{ if malformed, else } \mathrm{format\_bonus} + a - \mathrm{repetition\_penalty} \cdot [\text{a long line is repeated}]
 
-    where :math:`a` is 1 for the right order, and for any other permutation of more than four pieces ``credit`` times the
-    fraction of its places that are right. Well-formed are ``K`` integers, each from 1 to ``K``; where two are equal,
-    :math:`a` is 0. A line of at least 7 words is repeated if it stands more than 3 times in a row, which only texts can.
-    By default in ``[-0.3, 1.2]``.
+    where :math:`a` is 1 for the right order, and for any other permutation of more than four pieces ``credit`` times
+    the fraction of its places that are right. Well-formed are ``K`` integers, each from 1 to ``K``; where two are
+    equal, :math:`a` is 0. A line of at least 7 words is repeated if it stands more than 3 times in a row, which it can
+    in texts only. By default in ``[-0.3, 1.2]``.
 
     Completions are arrays or lists of ``K`` integers, or texts that :func:`aligngym.answers.parse_order` reads. Column
     ``order``: the right answer, a permutation of 1 to ``K``, a sample. It is the *inverse* of the order in which pieces
@@ -85,9 +82,7 @@ class Jigsaw(AnswerReward):
 
     def answer(self, answer: NDArray[Any] | str, row: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
         """Scores one answer."""
-        order = np.asarray(row["order"])
-        if order.ndim != 1 or not np.array_equal(np.sort(order), np.arange(1, len(order) + 1)):
-            raise ValueError(f"order must be a permutation of 1 to K, got {order.tolist()}")
+        order = _permutation("order", row["order"])
         given = parse_order(answer) if isinstance(answer, str) else _integers(answer)
         if given is None or len(given) != len(order) or not all(1 <= n <= len(order) for n in given):
             return 0.0, {"exact": 0.0, "fraction": 0.0, "format": 0.0}
@@ -105,9 +100,15 @@ def repeats_a_long_line(text: str) -> bool:
     Letter case, empty lines and white space at both ends do not count.
     """
     lines = (line for line in map(str.strip, text.lower().splitlines()) if line)
-    return any(
-        sum(1 for _ in run) > MOST_REPEATS for line, run in groupby(lines) if len(line.split(None, LONG_WORDS)) >= LONG_WORDS
-    )
+    runs = ((line, sum(1 for _ in run)) for line, run in groupby(lines))
+    return any(count > MOST_REPEATS and len(line.split()) >= LONG_WORDS for line, count in runs)
+
+
+def _permutation(name: str, value: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(value)
+    if array.ndim != 1 or not array.size or not np.array_equal(np.sort(array), np.arange(1, len(array) + 1)):
+        raise ValueError(f"{name} must be a permutation of 1 to K, got {array.tolist()}")
+    return array.astype(np.int64)
 
 
 def _integers(answer: NDArray[Any]) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..answers import parse_points
-from .answer import AnswerReward, size_of, vectors_of
+from .answer import AnswerReward, vectors_of
 
 Points = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def points_of(answer: NDArray[Any] | str, row: Mapping[str, Any]) -> Points:
     """Returns the points ``[n, 2]`` of an answer, none of one that is malformed."""
     if not isinstance(answer, str):
         return vectors_of("points", answer, 2)
-    points = parse_points(answer, size_of(row))
+    points = parse_points(answer, row.get("image_size"))
     return np.empty((0, 2)) if points is None else points
 
 
@@ -78,7 +78,8 @@ def corners_of(box: Any) -> tuple[Points, Points]:
 def inside(points: Points, box: Any) -> NDArray[np.bool_]:
     """Returns ``[n]``, which of the points ``[n, 2]`` are in a box ``x0, y0, x1, y1``, edges included."""
     low, high = corners_of(box)
-    return ((low <= points) & (points <= high)).all(1)
+    within: NDArray[np.bool_] = np.all((low <= points) & (points <= high), axis=1)
+    return within
 
 
 def well_formed(points: Points) -> bool:
@@ -94,8 +95,8 @@ class PointReward(AnswerReward):
     No points, ``n = 0``, are a malformed answer. Columns:
 
     * ``box``: ``[x0, y0, x1, y1]`` in [0, 1], a sample; edges are part of it.
-    * ``image_size``: ``[width, height]`` in pixels, a sample, where texts give pixels; without it they are taken to give
-      numbers in [0, 1].
+    * ``image_size``: ``[width, height]`` in pixels, a sample, where texts give pixels; without it they give numbers in
+      [0, 1].
     """
 
     def required_columns(self) -> tuple[str, ...]:
