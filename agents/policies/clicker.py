@@ -113,7 +113,7 @@ class Clicker(nn.Module):
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"{folder} holds no {CONFIG} of a clicker")
         try:
-            model = empty(cls, load_json((folder / CONFIG).read_text("utf-8")))
+            model: Self = empty(cls, load_json((folder / CONFIG).read_text("utf-8")))
             model.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()})
         except (TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{folder} is no network of a clicker: {error}") from error

@@ -27,7 +27,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, width, h, w]`` to the same."""
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        return x + self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         allowed = None if mask is None else mask[:, None, None]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, count, width))
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))  # type: ignore[no-any-return]
 
 
 class PageEncoder(nn.Module):

@@ -196,7 +196,7 @@ class GUIGroundingVectorEnv(GenerationVectorEnv):
 
 def answer_of(action: NDArray[Any]) -> NDArray[np.float64]:
     """The points ``[n, 2]`` of an action ``[max_points, 2]``: its rows before the first one with a negative entry."""
-    ends = (np.asarray(action) < 0).any(1)
+    ends: NDArray[np.bool_] = np.any(np.asarray(action) < 0, axis=1)
     count = int(ends.argmax()) if ends.any() else len(ends)
     return np.array(action[:count], np.float64)
 

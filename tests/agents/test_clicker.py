@@ -158,7 +158,7 @@ def test_files_of_another_network_are_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"width": 32}')
     with pytest.raises(ValueError, match="is no network of a clicker"):
         Clicker.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
         Clicker.load(tmp_path / "elsewhere")
 
 
