@@ -22,8 +22,11 @@ from typing import Any
 from .chromium import arguments, serve, sync_playwright
 
 FLAGS = (
-    "--no-proxy-server",
     "--disable-smooth-scrolling",
+    # All but the session's own server goes to a proxy that does not exist: workers' sockets and preconnections too,
+    # which no request handler sees. What is no TCP (WebRTC) may not go around it.
+    "--proxy-server=http://nowhere.invalid:1",
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
 )
 # Run before any script of a page: nothing moves by itself, and nothing is random.
@@ -196,7 +199,7 @@ def main(folder: str, settings: str) -> None:
         with serve(given.pop("root")) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=given.pop("executable"),
-                args=[*arguments(), *FLAGS],
+                args=[*arguments(), *FLAGS, f"--proxy-bypass-list=<-loopback>;{address.removeprefix('http://')}"],
                 chromium_sandbox=os.geteuid() != 0,
             )
             driver = Driver(browser, address, **given)
