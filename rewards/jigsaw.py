@@ -40,9 +40,9 @@ def inverse_permutation(shown: ArrayLike) -> NDArray[np.int64]:
 class Jigsaw(AnswerReward):
     r"""Visual Jigsaw's reward of an order of ``K`` pieces: format, exact or partial accuracy, repetition.
 
-    .. math:: 0 \text{ if malformed, else } \mathrm{format\_bonus} + a - \mathrm{repetition\_penalty} \cdot [\text{a long line is repeated}]
+    .. math:: \mathrm{format\_bonus} + a - \mathrm{repetition\_penalty} \cdot [\text{a long line is repeated}]
 
-    where :math:`a` is 1 for the right order, and for any other permutation of more than four pieces ``credit`` times
+    and 0 if malformed, where :math:`a` is 1 for the right order, and for any other permutation of more than four pieces ``credit`` times
     the fraction of its places that are right. Well-formed are ``K`` integers, each from 1 to ``K``; where two are
     equal, :math:`a` is 0. A line of at least 7 words is repeated if it stands more than 3 times in a row, which it can
     in texts only. By default in ``[-0.3, 1.2]``.

@@ -22,6 +22,7 @@ from .tiny_vlm import EOS, IMAGE, LEFT, RIGHT, all_but, ids_of, save_tiny
 HEIGHT, WIDTH, BYTES = 40, 60, 24
 SEEN = 84, 56  # width and height of that screenshot to the tiny Qwen2.5-VL: multiples of 28, at least 56 * 56 pixels
 SEEDS = [10, 11, 12]
+LENGTH = 6  # of answers: float32 resolves the sum of a few log-probabilities to 2e-6, of dozens to 1e-5
 NO_IMAGES = (IMAGE, 6)  # an answer with a placeholder of an image in it has no plain forward pass to compare with
 NAMES = ["qwen", "llava"]
 
@@ -79,8 +80,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def make(folders):
-    """``make(name, **kwargs)``: a tiny model as a policy that answers in at most 12 tokens."""
-    return lambda name="qwen", **kwargs: VLMPolicy.from_pretrained(folders[name], **{"max_new_tokens": 12} | kwargs)
+    """``make(name, **kwargs)``: a tiny model as a policy that answers in at most ``LENGTH`` tokens."""
+    return lambda name="qwen", **kwargs: VLMPolicy.from_pretrained(folders[name], **{"max_new_tokens": LENGTH} | kwargs)
 
 
 @pytest.fixture
@@ -117,12 +118,12 @@ def answer_of(decision, row):
 def test_greedy_answers_are_those_of_the_model(make, observation, name):
     policy = make(name)
     decision = policy.act(observation, RowNoise(SEEDS), deterministic=True)
-    lengths = []
     for row in range(3):
         inputs = inputs_of(policy, observation, row)
-        theirs = policy.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        theirs = policy.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)[
+            0, inputs["input_ids"].shape[1] :
+        ]
         assert answer_of(decision, row).tolist() == theirs.tolist()
-        lengths.append(len(theirs))
     assert len({tuple(answer_of(decision, row).tolist()) for row in range(3)}) == 3, "the rows should differ"
 
 
@@ -357,7 +358,7 @@ def test_save_pretrained_gives_the_same_model_to_anyone(make, tmp_path, observat
                 parameter.normal_(0, 0.3, generator=generator)
     episodes = policy.generate(observation, RowNoise(SEEDS))
     policy.save_pretrained(tmp_path)
-    again = VLMPolicy.from_pretrained(tmp_path, max_new_tokens=12)
+    again = VLMPolicy.from_pretrained(tmp_path, max_new_tokens=LENGTH)
     torch.testing.assert_close(again.evaluate_actions(episodes).log_probs, episodes.log_probs, atol=1e-5, rtol=0)
     _, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

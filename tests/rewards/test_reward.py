@@ -60,6 +60,12 @@ EXAMPLES = {
     "pick_score": lambda: rewards.PickScore("folder", processor="other", batch_size=2),
     "aesthetic": lambda: rewards.Aesthetic("folder", weights="head.pth", relu=True),
     "image_classifier": lambda: rewards.ImageClassifier("dog", "logit", batch_size=2),
+    "point_in_box": rewards.PointInBox,
+    "point_distance": lambda: rewards.PointDistance(name="gap"),
+    "point_format": lambda: rewards.PointFormat(3),
+    "adaptive_exploration": lambda: rewards.AdaptiveExploration(0.5, collinear_penalty=False, most=8),
+    "vision_r1": lambda: rewards.VisionR1("progressive", 100, true_precision=True),
+    "jigsaw": lambda: rewards.Jigsaw(partial=False, format_bonus=0.1, credit=0.3, repetition_penalty=0.0),
     "test_reward_value": lambda: Value("other", name="o"),
 }
 
@@ -83,7 +89,8 @@ NEED_A_MODEL = ("classifier", "judge", "clip_score", "pick_score", "aesthetic")
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in NEED_A_MODEL])
 def test_no_samples_give_no_scores(name):
-    columns = {key: [] for key in ("answer", "target", "references", "reference_reward", "value", "other")}
+    keys = ("answer", "target", "references", "reference_reward", "value", "other", "box", "boxes", "order")
+    columns = {key: [] for key in keys}
     scores = EXAMPLES[name]().score([], [], **columns)
     assert scores.values.shape == (0,) and scores.reasons == []
 
