@@ -45,8 +45,8 @@ def model_path(name: str | os.PathLike[str]) -> str:
 
     Args:
         name: an embedded model (``"stories"``, ``"emoji-diffusion"``, ``"emoji-flow"``, ``"emoji-classifier"``,
-            ``"gui-clicker"``), ``"smollm2-135m"`` (fetched by ``aligngym assets smollm2``), a local folder, or a name on the hub. A local
-            folder called ``stories`` is reached as ``./stories``.
+            ``"gui-clicker"``), ``"smollm2-135m"`` (fetched by ``aligngym assets smollm2``), a local folder, or a name
+            on the hub. A local folder called ``stories`` is reached as ``./stories``.
 
     Returns:
         A folder for the first three, the name unchanged for the last.

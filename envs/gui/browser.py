@@ -134,7 +134,10 @@ class GUIBrowserEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], Any]):
             raise ValueError(f"options['task'] is {task!r}, expected one of {list(self.source.names)}")
         self._actions, self._over = [], False
         for _ in range(DRAWS):
-            index, self._goal = int(self.np_random.integers(len(self.source.names))), int(self.np_random.integers(2**31))
+            index, self._goal = (
+                int(self.np_random.integers(len(self.source.names))),
+                int(self.np_random.integers(2**31)),
+            )
             self._task = task if "task" in options else self.source.names[index]
             if self._show():
                 return self._observation(), {}
@@ -166,7 +169,7 @@ class GUIBrowserEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], Any]):
                 terminated = outcome is not None or KINDS[action["kind"]] == "done"
                 self._screen = session.screenshot()
             except BrowserLost as error:
-                self._lost, terminated = str(error), False
+                self._lost, self._shown, terminated = str(error), False, False
         truncated = not terminated and (self._lost is not None or len(self._actions) >= self.max_steps)
         self._over = terminated or truncated
         reward = outcome or 0.0 if self._lost is None else math.nan

@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .chromium import arguments, serve, sync_playwright
 
@@ -129,7 +130,7 @@ class Driver:
         if self.page.url.startswith(self.address):
             self.evaluate(FORGET_JS)
         self.devtools.send("Storage.clearDataForOrigin", {"origin": self.address, "storageTypes": "all"})
-        self.page.goto(f"{self.address}/{path}", wait_until="load")
+        self.page.goto(f"{self.address}/{quote(path)}", wait_until="load")
         self.devtools.send("Page.resetNavigationHistory")
         self.page.mouse.move(-1, -1)
         self.evaluate(LOADED_JS)

@@ -57,6 +57,7 @@ SHOP_GOALS = {
     "click the Save button", "click the Deep inside button", "click the Other page link", "click the Email text field",
     "click the Agree checkbox", "click the Size drop-down", "click the Silent button",
 }  # fmt: skip
+TASKS = ["shop.html", "long.html", "out.html", "popup.html", "other.html", "dialog.html", "a & b?#.html"]
 WHOLE = "position: fixed; inset: 0; width: 100vw; height: 100vh; font-size: 40px"
 BUTTON = f'<!doctype html><title>One</title><button style="{WHOLE}" %s>Go</button>'
 LONG = """<!doctype html><title>Long</title><body style="margin: 0; height: 3000px">
@@ -127,6 +128,8 @@ def folder(tmp_path_factory) -> Path:
         "hang.html": BUTTON % 'onclick="while (true) {}"',
         "stuck.html": "<script>while (true) {}</script>",
         "long.html": LONG,
+        "dialog.html": BUTTON % """onclick="confirm('?'); alert('!')\"""",
+        "a & b?#.html": BUTTON % "",
         "out.html": BUTTON.replace("button", "a") % 'href="http://example.com/"',
         "popup.html": BUTTON.replace("button", "a") % 'href="other.html" target="_blank"',
     }
@@ -144,7 +147,7 @@ def miniwob():
 
 @pytest.fixture(scope="module")
 def paged(folder):
-    env = make(pages=folder, tasks=["shop.html", "long.html", "out.html", "popup.html", "other.html"], timeout=20)
+    env = make(pages=folder, tasks=TASKS, timeout=20)
     yield env
     env.close()
 
@@ -251,8 +254,9 @@ def test_pages_cannot_be_left_for_elsewhere(paged) -> None:
     before, _ = paged.reset(seed=0, options={"task": "out.html"})
     after, reward, terminated, *_ = paged.step(action("click"))
     assert reward == 1 and terminated and np.array_equal(before["screenshot"], after["screenshot"])
-    paged.reset(seed=0, options={"task": "popup.html"})
-    assert paged.step(action("click"))[1] == 1
+    for task in ("dialog.html", "a & b?#.html", "popup.html"):
+        paged.reset(seed=0, options={"task": task})
+        assert paged.step(action("click"))[1] == 1
     assert paged._browser().evaluate("() => location.pathname") == "/popup.html"
     paged.reset(seed=0, options={"task": "shop.html"})
     link = next(middle(e) for e in paged.elements() if e.role == "link")
@@ -293,9 +297,12 @@ def test_one_seed_is_one_task_goal_and_picture(miniwob, paged, folder) -> None:
             again, _ = twin.reset(seed=seed)
             assert same(again, starts[seed]), "it depends on what was there before"
         assert not all(same(starts[0], start) for start in starts)
-    runs = [[env.step(action("click", (0.05, 0.05 + i / 8)))[0] for i in range(4)] for env in (paged, other)
-            if env.reset(seed=1)]  # fmt: skip
-    assert all(same(a, b) for a, b in zip(*runs, strict=True))
+    steps = [action("type", (0.2, 0.33), "abc"), action("scroll", (0.5, 0.9)), action("click", (0.98, 0.02))]
+    for env in (paged, other):
+        env.reset(seed=0, options={"task": "shop.html"})
+    for step in steps:
+        (a, *ours), (b, *theirs) = paged.step(step), other.step(step)
+        assert same(a, b) and ours == theirs
     other.close()
 
 
@@ -358,12 +365,12 @@ def test_a_killed_browser_is_an_invalid_episode_and_the_next_one_is_fine(folder,
 
 
 def test_a_page_that_hangs_is_an_invalid_episode(folder) -> None:
-    env = make(pages=folder, tasks=["hang.html", "go.html", "stuck.html"], timeout=2.5)
+    env = make(pages=folder, tasks=["hang.html", "go.html", "stuck.html"], timeout=3)
     env.reset(seed=0, options={"task": "hang.html"})
     first = env._session
     _, reward, terminated, truncated, info = env.step(action("click"))
     assert math.isnan(reward) and not terminated and truncated and gone(first)
-    assert info["invalid"] == "the browser did not answer click within 2.5 s"
+    assert info["invalid"] == "the browser did not answer click within 3 s"
     observation, _ = env.reset(seed=0, options={"task": "stuck.html"})
     assert not observation["screenshot"].any() and told(observation) == ""
     assert env.get_state()["lost"]
