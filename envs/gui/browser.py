@@ -23,7 +23,7 @@ KINDS = ("click", "type", "scroll", "done")
 DRAWS = 20  # of tasks, before one that has a goal is given up on
 
 
-class GUIBrowserEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], Any]):
+class GUIBrowserEnv(gymnasium.Env[Any, Any]):
     """Tasks on live pages, in a headless Chromium of its own process (see :class:`.session.BrowserSession`).
 
     Observation: ``screenshot [height, width, 3]`` uint8 and ``instruction [max_instruction_bytes]`` uint8 (UTF-8,
@@ -40,9 +40,9 @@ class GUIBrowserEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], Any]):
     *truncated* after ``max_steps`` actions. Every other reward is 0. Rewards are MiniWoB++'s raw ones in [-1, 1], or 1
     for a click on the element that was named.
 
-    A browser that dies or hangs ends the episode: that step is rewarded with NaN, truncated, shows the last screenshot,
-    and says why in ``info["invalid"]``. The next ``reset`` starts another browser. Where a page cannot be opened, twice,
-    the episode starts with a black screenshot and no instruction, and its first step ends it in this way.
+    A browser that dies or hangs ends the episode: that step is rewarded with NaN, is truncated, shows the last
+    screenshot, and says why in ``info["invalid"]``. The next ``reset`` starts another browser. Where a page cannot be
+    opened, twice, the episode starts with a black screenshot and no instruction, and its first step ends it so.
 
     The info of a finished episode holds ``task``, ``prompt`` (the instruction), ``completion`` (the actions as text)
     and ``reward/success`` (1 for a reward above 0). Option of ``reset``: ``task``, a name out of ``self.source.names``.
@@ -197,7 +197,7 @@ class GUIBrowserEnv(gymnasium.Env[dict[str, NDArray[np.uint8]], Any]):
             if share[0] < share[2] and share[1] < share[3]
         ]
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The last screenshot, or None without a render mode."""
         return None if self.render_mode is None else self._screen.copy()
 

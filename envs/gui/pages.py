@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -94,7 +95,7 @@ class MiniWoB(TaskSource):
     window = (500, 240)  # as in its own environments; dialogs place themselves by it
     zoom = 1.8
 
-    def __init__(self, tasks: list[str] | tuple[str, ...] | None = None) -> None:
+    def __init__(self, tasks: Sequence[str] | None = None) -> None:
         spec = importlib.util.find_spec("miniwob")  # importing it would load selenium
         if spec is None or spec.origin is None:
             raise ImportError("MiniWoB++ tasks need miniwob, which is not installed: pip install 'aligngym[gui]'")
@@ -128,7 +129,7 @@ class Pages(TaskSource):
 
     zoom = 0.75
 
-    def __init__(self, root: str | Path, tasks: list[str] | tuple[str, ...] | None = None) -> None:
+    def __init__(self, root: str | Path, tasks: Sequence[str] | None = None) -> None:
         self.root = Path(root)
         known = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*.html"))
         if not known:
@@ -155,8 +156,9 @@ class Pages(TaskSource):
         return 1.0 if session.signals() else None
 
 
-def _chosen(tasks: list[str] | tuple[str, ...], known: list[str]) -> tuple[str, ...]:
-    if isinstance(tasks, str) or not tasks or (unknown := sorted(set(tasks) - set(known))):
-        what = f"{unknown}" if tasks and not isinstance(tasks, str) else repr(tasks)
-        raise ValueError(f"tasks has {what}, expected a list of some of {known}")
+def _chosen(tasks: Sequence[str], known: list[str]) -> tuple[str, ...]:
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"tasks is {tasks!r}, expected a list of some of {known}")
+    if unknown := sorted(set(tasks) - set(known)):
+        raise ValueError(f"tasks has {unknown}, expected some of {known}")
     return tuple(tasks)

@@ -526,8 +526,8 @@ def test_bad_arguments_are_named(folder, tmp_path, miniwob) -> None:
         ({"scale": 0.0}, "scale is 0.0"),
         ({"timeout": math.nan}, "timeout is nan"),
         ({"tasks": ["click-nothing"]}, r"tasks has \['click-nothing'\]"),
-        ({"tasks": []}, r"tasks has \[\]"),
-        ({"tasks": "click-test"}, "tasks has 'click-test'"),
+        ({"tasks": []}, r"tasks is \[\]"),
+        ({"tasks": "click-test"}, "tasks is 'click-test'"),
         ({"pages": tmp_path}, "expected a folder with .html files"),
         ({"pages": folder, "tasks": ["click-test"]}, r"tasks has \['click-test'\]"),
     ):

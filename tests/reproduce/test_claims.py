@@ -20,7 +20,7 @@ def tiny(settings):
     """Settings with the budgets of TINY, and small iterations."""
     small = {k: TINY.get(k, v) for k, v in settings.items()}
     for name, value in small.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "learning_rate" in value:  # of an agent
             group = {"group_size": 4} if "group_size" in value else {}
             small[name] = {**value, **EPISODES, **group}
     return small
