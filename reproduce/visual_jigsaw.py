@@ -68,11 +68,12 @@ CLAIM = Claim(
     fast={"episodes": 6400, "looks": 5},
     premises=(Effect("whole orders are not met by chance: 0.01 above exact-only's share", 0.01, "exact_only/exact"),),
     effects=(
-        Effect("share of whole orders at the end, partial credit above exact-only", "partial/exact", "exact_only/exact"),
-        Effect("share of whole orders at the end, partial credit above 0.25", "partial/exact", 0.25),
+        Effect("whole orders at the end, partial credit above exact-only", "partial/exact", "exact_only/exact"),
+        Effect("whole orders at the end, partial credit above 0.25", "partial/exact", 0.25),
         Effect(
-            "share of right places, averaged over the run, partial credit above exact-only",
-            "partial/mean_fraction", "exact_only/mean_fraction",
+            "right places, averaged over the run, partial credit above exact-only",
+            "partial/mean_fraction",
+            "exact_only/mean_fraction",
         ),
     ),
     curves=(
@@ -80,9 +81,9 @@ CLAIM = Claim(
         Curve("right places", "samples", {"partial": "partial/fraction", "exact-only": "exact_only/fraction"}),
     ),
     notes="Four embedded screenshots a seed, at half their size, are trained and measured on: memorised, not "
-    "generalised to others. Answers are drawn, not greedy. A policy that puts tiles in order takes the language model's place; "
-    "its page encoder has random weights and is not trained. The paper's own claim, gains in perception of a model "
-    "of billions of parameters, is not tested. The learning rate is the best of 1e-3, 3e-3 and 1e-2 for partial credit, by whole "
-    "orders at the end, on seeds 1000 to 1002; without it nothing was learned at 3e-3 or 1e-2.",
+    "generalised to others. Answers are drawn, not greedy. A small policy that puts tiles in order takes the language "
+    "model's place; its page encoder has random weights and is not trained. The paper's own claim, gains in perception "
+    "of a model of billions of parameters, is not tested. The learning rate is the best of 1e-3, 3e-3 and 1e-2 for "
+    "partial credit, by whole orders at the end, on seeds 1000 to 1002; exact-only learned nothing at 3e-3 and 1e-2.",
     agents=("grpo",),
 )

@@ -231,7 +231,7 @@ class JigsawPolicy(Policy):
         if self.critic is not None:
             state = self.critic(means)
             values = torch.cat([state, torch.zeros_like(state)], 1)
-        spread = -(places.exp() * places.nan_to_num(neginf=0.0)).sum((1, 2)) if entropy else scores.new_zeros(len(scores))
+        spread = -(places.exp() * places.nan_to_num(neginf=0.0)).sum((1, 2))
         return Evaluation(log_prob(scores, answer)[:, None], spread[:, None], values)
 
     def _scores(self, observation: Any) -> tuple[Tensor, Tensor]:

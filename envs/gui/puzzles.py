@@ -50,7 +50,9 @@ class Puzzles:
     def picture(self, number: int) -> Images:
         """One picture ``[H, W, 3]`` before it is cut; of a clip, its frames ``[K, h, w, 3]``."""
         shown = _read(self.pictures, self.index[number])
-        return np.stack([_fitted(frame, self.size) for frame in shown]) if shown.ndim == 4 else _fitted(shown, self.size)
+        if shown.ndim == 4:
+            return np.stack([_fitted(frame, self.size) for frame in shown])
+        return _fitted(shown, self.size)
 
     def pieces(self, number: int) -> Images:
         """The pieces ``[K, h, w, 3]`` of one puzzle in their order: tiles row by row, frames in time."""

@@ -377,3 +377,14 @@ def test_ids_of_the_tiny_tokenizer(make):
     tokenizer = make().processor.tokenizer
     assert tokenizer(LEFT)["input_ids"] == list(ids_of(LEFT))
     assert tokenizer('[{"point_2d"')["input_ids"] == list(ids_of("[", "{", '"', "point_2d", '"'))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_runs_and_keeps_log_probs_in_float32(make, observation, name):
+    policy = make(name, dtype=torch.bfloat16, lora=LoRA(rank=2))
+    episodes = policy.generate(observation, RowNoise(SEEDS))
+    now = policy.evaluate_actions(episodes, entropy=True)
+    assert episodes.log_probs.dtype == now.log_probs.dtype == now.entropy.dtype == torch.float32
+    assert (now.log_probs - episodes.log_probs).abs().max() < 0.1
+    now.log_probs.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for n, p in policy.named_parameters() if "lora_B" in n)

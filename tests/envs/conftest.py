@@ -134,7 +134,7 @@ class RandomDenoiser(Policy):
 
 
 class RandomAnswer(Policy):
-    """Answers of one turn at random: points on a screenshot, orders of pieces. Its log-probabilities tell them apart."""
+    """Answers of one turn at random: points on a screenshot, orders of pieces; log-probabilities tell them apart."""
 
     first_observation_only = True
 
@@ -146,7 +146,7 @@ class RandomAnswer(Policy):
         shown = torch.as_tensor(next(iter(observation.values()))).flatten(1).float().mean(1) / 255
         uniform = noise.uniform(int(np.prod(self.space.shape))).float().unflatten(1, self.space.shape)
         if deterministic:
-            uniform = torch.linspace(0, 1, uniform[0].numel()).view(self.space.shape) * shown.view(-1, *[1] * (uniform.ndim - 1))
+            uniform = torch.linspace(0, 1, uniform[0].numel()).expand(len(shown), -1).view(uniform.shape).flip(1)
         points = isinstance(self.space, gym.spaces.Box)
         return Decision(uniform if points else uniform.argsort(1) + 1, uniform.flatten(1).sum(1) + shown)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aligngym.rewards import Jigsaw, as_reward
-from aligngym.rewards.jigsaw import inverse_permutation, parse_order
+from aligngym.rewards.jigsaw import inverse_permutation
 
 NINE = list(range(1, 10))
 
@@ -26,7 +26,7 @@ def test_the_answer_is_the_inverse_and_not_the_permutation() -> None:
 
 @pytest.mark.parametrize("shown", [[0, 1, 2], [1, 1, 3], [[1, 2]], [1, 2, 4]])
 def test_no_permutation_is_refused(shown) -> None:
-    with pytest.raises(ValueError, match="expected a permutation"):
+    with pytest.raises(ValueError, match="must be a permutation of 1 to K"):
         inverse_permutation(shown)
 
 
@@ -50,34 +50,35 @@ def test_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [[*range(1, 9), 99], [*NINE, 9], [*range(2, 10), 10], [1] * 9, [0, *range(1, 9)], NINE[:8]]
+    "answer", [[*range(1, 9), 99], [*NINE, 9], [*range(2, 10), 10], [0, *range(1, 9)], NINE[:8], [*NINE, 10]]
 )
-def test_what_is_no_permutation_gets_no_partial_credit(answer) -> None:
-    """Nine different numbers, or nine among more, are not yet an order of nine pieces."""
+def test_nine_different_numbers_are_not_yet_an_order_of_nine_pieces(answer) -> None:
     for form in (np.array(answer), ", ".join(map(str, answer))):
+        scores = score(form, NINE)
+        assert scores.values[0] == 0 and scores.terms["format"][0] == 0 and scores.terms["fraction"][0] == 0
+
+
+def test_a_number_given_twice_is_well_formed_but_has_no_credit() -> None:
+    for form in (np.array([1] * 9), "1, 2, 3, 4, 5, 6, 7, 8, 8"):
         assert score(form, NINE).values[0] == pytest.approx(0.2)
 
 
 def test_texts() -> None:
-    assert parse_order("<think>1, 2</think> <answer> 3, 1,2 </answer>") == [3, 1, 2]
-    assert parse_order("[3, 1, 2]") == [3, 1, 2]
-    for text in ("", "first 3, then 1", "3 1 2", "3, 1, -2", "3, 1.5, 2", "<answer>none</answer>", "3,1,"):
-        assert parse_order(text) is None
+    for text in ("3, 1, 2", "<think>1, 2, 3</think> <answer> 3, 1,2 </answer>"):
+        assert score(text, [3, 1, 2]).values[0] == pytest.approx(1.2)
+    for text in ("", "first 3, then 1", "3, 1, -2", "3, 1.5, 2", "<answer>none</answer>"):
         assert score(text, [3, 1, 2]).values[0] == 0 and score(text, [3, 1, 2]).terms["format"][0] == 0
-    assert score("3, 1, 2", [3, 1, 2]).values[0] == pytest.approx(1.2)
 
 
-def test_repeated_long_lines_cost() -> None:
-    line = "the dark tile must be the corner\n"
-    text = "<think>\n{}</think><answer>3, 1, 2</answer>".format
-    assert score(text(line), [3, 1, 2]).values[0] == pytest.approx(1.2)
-    assert score(text(line + line), [3, 1, 2]).values[0] == pytest.approx(0.7)
-    assert score(text("so\nso\n"), [3, 1, 2]).values[0] == pytest.approx(1.2)
+def test_long_lines_that_are_repeated_cost() -> None:
+    line, text = "the dark tile must be in the corner\n", "<think>\n{}</think><answer>3, 1, 2</answer>".format
+    for body, value in ((line * 3, 1.2), (line * 4, 0.7), ("so it is\n" * 9, 1.2), ((line + "so\n") * 4, 1.2)):
+        assert score(text(body), [3, 1, 2]).values[0] == pytest.approx(value)
 
 
 def test_failures_and_names() -> None:
     bad = Jigsaw().score([np.array([1.0, 2.0]), np.array([1, 2]), np.array([1, 2])], order=[[1, 2], [1, 3], [1, 2]])
-    assert "int array" in bad.reasons[0] and "permutation of 1 ... 2" in bad.reasons[1] and bad.reasons[2] is None
+    assert "must be integers" in bad.reasons[0] and "permutation of 1 to K" in bad.reasons[1] and bad.reasons[2] is None
     assert np.isnan(bad.values[:2]).all() and bad.values[2] == pytest.approx(1.2)
     with pytest.raises(ValueError, match="reads column 'order'"):
         Jigsaw().score([np.array([1])])
