@@ -240,10 +240,13 @@ class Agent(ABC):
             episodes: how many; rounded up to a multiple of ``env.num_envs`` while playing, cut afterwards.
             seed: of the first episode; episode ``i`` has ``seed + i``.
             deterministic: take the likeliest actions; None leaves it to ``policy.deterministic_evaluation``, which
-                plays flow models with their ODE. Deterministic episodes of a density have no divergence.
+                plays flow models with their ODE. Of deterministic episodes no divergence is estimated: it is a mean over
+                what the policy draws.
         """
-        with closing(self._rounds(env or self.env, episodes, seed, deterministic)) as played:
-            return join([summarize(part, self.divergences(part.to(self.policy.device))) for part in played], episodes)
+        likeliest = self.policy.deterministic_evaluation if deterministic is None else deterministic
+        with closing(self._rounds(env or self.env, episodes, seed, likeliest)) as played:
+            divergences = (lambda part: None) if likeliest else self.divergences
+            return join([summarize(part, divergences(part.to(self.policy.device))) for part in played], episodes)
 
     def play(
         self,
@@ -254,11 +257,12 @@ class Agent(ABC):
         deterministic: bool | None = None,
     ) -> Trajectories:
         """The episodes that :meth:`evaluate` would summarise, whole; arguments as there."""
-        parts = list(self._rounds(env or self.env, episodes, seed, deterministic))
+        likeliest = self.policy.deterministic_evaluation if deterministic is None else deterministic
+        parts = list(self._rounds(env or self.env, episodes, seed, likeliest))
         return concatenate(parts).select(torch.arange(episodes))
 
     def _rounds(
-        self, env: VectorEnv[Any, Any, Any], episodes: int, seed: int, deterministic: bool | None
+        self, env: VectorEnv[Any, Any, Any], episodes: int, seed: int, deterministic: bool
     ) -> Generator[Trajectories]:
         """Rounds of ``env.num_envs`` episodes."""
         if episodes < 1:
@@ -273,7 +277,7 @@ class Agent(ABC):
                     seeds=seeds,
                     noise=RowNoise([s + 2**62 for s in seeds]),  # equal seeds would correlate states and actions
                     group=torch.arange(first, first + env.num_envs),
-                    deterministic=self.policy.deterministic_evaluation if deterministic is None else deterministic,
+                    deterministic=deterministic,
                 )
         finally:
             restore_environment(env, state)

@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from ..assets import model_path
-from .policies import answer_points, env_pieces, is_denoising, is_grounding, is_jigsaw
+from .policies import answer_points, puzzle_pieces, is_denoising, is_grounding, is_jigsaw
 from .policies.policy import Policy
 from .registry import agent_class
 
@@ -158,7 +158,7 @@ def _jigsaw(experiment: Experiment, env: VectorEnv[Any, Any, Any], options: dict
     if "num_pieces" in options:
         raise ValueError(f"policy_options has num_pieces, but {experiment.env} says how many there are: leave it out")
     try:
-        return JigsawPolicy.from_pretrained(experiment.model or "gui-clicker", env_pieces(env), **options)
+        return JigsawPolicy.from_pretrained(experiment.model or "gui-clicker", puzzle_pieces(env), **options)
     except TypeError as error:
         raise ValueError(f"policy_options={experiment.policy_options}: {error}") from error
 

@@ -16,6 +16,7 @@ CLAIMS = {
     "tempflow-grpo": ".tempflow_grpo",
     "b2-diffurl": ".b2_diffurl",
     "rlg": ".rlg",
+    "infigui-g1": ".infigui_g1",
     "visual-jigsaw": ".visual_jigsaw",
 }
 

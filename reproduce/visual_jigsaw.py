@@ -22,7 +22,7 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
     """Share of whole orders and of places that are right, along the way of both."""
     s = settings
     puzzles = load_puzzles("screens", height=s["height"], width=s["width"]).distinct(s["min_difference"])
-    chosen = np.random.default_rng(seed).choice(len(puzzles), s["pictures"], replace=False)
+    chosen = np.random.default_rng(seed).choice(len(puzzles), (s["pictures"],), replace=False)
     pictures = [puzzles.picture(int(number)) for number in chosen]
     numbers: Numbers = {}
     for name, partial in ARMS.items():

@@ -78,7 +78,7 @@ def build_policy(
         from .jigsaw import JigsawPolicy
 
         return JigsawPolicy.from_pretrained(
-            model or "gui-clicker", env_pieces(env), seed=generator.initial_seed(), value_head=value
+            model or "gui-clicker", puzzle_pieces(env), seed=generator.initial_seed(), value_head=value
         )
     if model is not None:
         raise ValueError(f"policy={model!r} names a model, but the observations of {env} are {space}")
@@ -106,7 +106,7 @@ def is_jigsaw(env: VectorEnv[Any, Any, Any]) -> bool:
     return isinstance(space, spaces.Dict) and "tiles" in space.spaces and isinstance(action, spaces.MultiDiscrete)
 
 
-def env_pieces(env: VectorEnv[Any, Any, Any]) -> int:
+def puzzle_pieces(env: VectorEnv[Any, Any, Any]) -> int:
     """Pieces of a puzzle in such an environment."""
     return int((env.single_action_space.shape or (0,))[0])
 

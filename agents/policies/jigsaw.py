@@ -114,8 +114,9 @@ class JigsawPolicy(Policy):
             ValueError: for fewer than 2 pieces.
         """
         clicker = Clicker.load(name)
-        own = {k: clicker.config[k] for k in ("width", "stem", "blocks")}
-        policy = cls.untrained(num_pieces, seed, layers=layers, page_layers=clicker.config["layers"], **own, **options)
+        sizes: dict[str, Any] = {k: clicker.config[k] for k in ("width", "stem", "blocks")}
+        sizes |= {"page_layers": clicker.config["layers"], "layers": layers}
+        policy = cls.untrained(num_pieces, seed, **sizes, **options)
         policy.network.page.load_state_dict(clicker.page.state_dict())
         policy.name = str(name)
         return policy

@@ -24,8 +24,8 @@ TILES = (
     "numbers (1 to {count}) of the shown tiles in the picture's order: row by row, from the upper left."
 )
 FRAMES = (
-    "The {count} frames of a video are shown in mixed order. Give the numbers (1 to {count}) of the shown frames in the "
-    "order of time."
+    "The {count} frames of a video are shown in mixed order. Give the numbers (1 to {count}) of the shown frames in "
+    "the order of time."
 )
 
 

@@ -137,8 +137,8 @@ def load_puzzles(
     piece = (whole[0] // cut[0] // PIECE * PIECE, whole[1] // cut[1] // PIECE * PIECE)
     if 0 in piece:
         raise ValueError(
-            f"pieces of pictures of {whole[1]}x{whole[0]} pixels (rows={rows}, columns={columns}) would be smaller than "
-            f"{PIECE}x{PIECE}: give a larger width and height, or fewer pieces"
+            f"pieces of pictures of {whole[1]}x{whole[0]} pixels (rows={rows}, columns={columns}) would be smaller "
+            f"than {PIECE}x{PIECE}: give a larger width and height, or fewer pieces"
         )
     size = (whole[0] if kind == "pan" else piece[0] * cut[0], piece[1] * cut[1])
     return Puzzles(pictures, range(count), grid, kind, size, piece, name)
@@ -152,7 +152,7 @@ def _pictures(source: Any, split: str) -> tuple[Screens | list[Path] | list[Imag
         files = sorted(p for p in Path(source).glob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise FileNotFoundError(
-                f"source is {str(source)!r}, expected 'screens', 'video' or a folder with images ({', '.join(SUFFIXES)})"
+                f"source is {str(source)!r}, expected 'screens', 'video' or a folder with images: {', '.join(SUFFIXES)}"
             )
         return files, str(source)
     if not isinstance(source, Sequence | np.ndarray):
