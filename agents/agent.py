@@ -240,8 +240,8 @@ class Agent(ABC):
             episodes: how many; rounded up to a multiple of ``env.num_envs`` while playing, cut afterwards.
             seed: of the first episode; episode ``i`` has ``seed + i``.
             deterministic: take the likeliest actions; None leaves it to ``policy.deterministic_evaluation``, which
-                plays flow models with their ODE. Of deterministic episodes no divergence is estimated: it is a mean over
-                what the policy draws.
+                plays flow models with their ODE. Deterministic episodes say nothing of the divergence, which is a mean
+                over what the policy draws.
         """
         likeliest = self.policy.deterministic_evaluation if deterministic is None else deterministic
         with closing(self._rounds(env or self.env, episodes, seed, likeliest)) as played:

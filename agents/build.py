@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from ..assets import model_path
-from .policies import answer_points, puzzle_pieces, is_denoising, is_grounding, is_jigsaw
+from .policies import answer_points, is_denoising, is_grounding, is_jigsaw, puzzle_pieces
 from .policies.policy import Policy
 from .registry import agent_class
 

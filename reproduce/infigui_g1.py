@@ -10,7 +10,7 @@ import numpy as np
 
 from ..agents.aepo import AEPO, AEPOConfig
 from ..agents.policies.clicker import ClickerPolicy
-from ..agents.policies.policy import RowNoise
+from ..agents.policies.policy import Policy, RowNoise
 from ..trajectories import Trajectories
 from .harness import Claim, Effect, Numbers, Settings
 
@@ -55,15 +55,15 @@ def _agent(points: int, seed: int, s: Settings) -> CountingAEPO:
     return CountingAEPO(env, policy, config, seed=seed)
 
 
-def accuracies(policy: ClickerPolicy, count: int, name: str) -> Numbers:
+def accuracies(policy: Policy, count: int, name: str) -> Numbers:
     """Greedy accuracy of the first point over the test instructions, and over the two halves of them.
 
     Args:
-        policy: any.
+        policy: of the clicker.
         count: instructions, spread evenly over the test split; 0 takes all.
         name: of the numbers, ``<name>``, ``<name>/direct`` and ``<name>/functional``.
     """
-    env = gym.make_vec("GUIGrounding-v0", num_envs=ROWS, split="test", max_points=policy.num_points)
+    env = gym.make_vec("GUIGrounding-v0", num_envs=ROWS, split="test", max_points=policy.sampling["num_points"])
     total = env.unwrapped.num_prompts  # type: ignore[attr-defined]
     chosen = np.arange(total) if not count else np.unique(np.linspace(0, total - 1, count).astype(np.int64))
     found: dict[str, list[float]] = {name: [], **{f"{name}/{kind}": [] for kind in KINDS}}
@@ -111,8 +111,8 @@ CLAIM = Claim(
     ),
     effects=_effects(),
     notes="The embedded clicker instead of a language model, on the embedded screens. Both arms have the same loop, "
-    "advantages, clip and learning rate; naive RLVR answers with one point. An answer is a point that was looked at: at "
-    "equal rollouts AEPO has more of them, at equal answers naive RLVR has had more rollouts. Accuracy is that of the "
-    "first point, greedily, over all instructions of the test split.",
+    "advantages, clip and learning rate; naive RLVR answers with one point. An answer is a point that was looked at: "
+    "at equal rollouts AEPO has more of them, at equal answers naive RLVR has had more rollouts. Accuracy is that of "
+    "the first point, greedily, over all instructions of the test split.",
     agents=("aepo",),
 )

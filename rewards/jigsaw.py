@@ -42,10 +42,10 @@ class Jigsaw(AnswerReward):
 
     .. math:: \mathrm{format\_bonus} + a - \mathrm{repetition\_penalty} \cdot [\text{a long line is repeated}]
 
-    and 0 if malformed, where :math:`a` is 1 for the right order, and for any other permutation of more than four pieces ``credit`` times
-    the fraction of its places that are right. Well-formed are ``K`` integers, each from 1 to ``K``; where two are
-    equal, :math:`a` is 0. A line of at least 7 words is repeated if it stands more than 3 times in a row, which it can
-    in texts only. By default in ``[-0.3, 1.2]``.
+    and 0 if malformed, where :math:`a` is 1 for the right order, and for any other permutation of more than four pieces
+    ``credit`` times the fraction of its places that are right. Well-formed are ``K`` integers, each from 1 to ``K``;
+    where two are equal, :math:`a` is 0. A line of at least 7 words is repeated if it stands more than 3 times in a row,
+    which it can in texts only. By default in ``[-0.3, 1.2]``.
 
     Completions are arrays or lists of ``K`` integers, or texts that :func:`aligngym.answers.parse_order` reads. Column
     ``order``: the right answer, a permutation of 1 to ``K``, a sample. It is the *inverse* of the order in which pieces

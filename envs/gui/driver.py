@@ -30,8 +30,9 @@ FLAGS = (
     "--webrtc-ip-handling-policy=disable_non_proxied_udp",
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
 )
-# Run before any script of a page: nothing moves by itself, and nothing is random.
+# Run before any script of a page: nothing moves by itself, nothing is random, and the page stays.
 STILL_JS = """
+window.close = () => {};
 const still = new CSSStyleSheet();
 still.replaceSync(`*, *::before, *::after {animation: none !important; transition: none !important;
     scroll-behavior: auto !important; caret-color: transparent !important}`);
@@ -50,6 +51,10 @@ FRAME_JS = "() => new Promise(done => requestAnimationFrame(() => setTimeout(don
 LOADED_JS = "async () => { if (window.jQuery?.fx) jQuery.fx.off = true; await document.fonts.ready; }"
 FORGET_JS = "() => { window.name = ''; sessionStorage.clear(); }"
 KEYS = {"\n": "Enter", "\t": "Tab"}
+NAVIGATION = {  # the events of the DevTools protocol that begin and end one
+    "Page.frameScheduledNavigation": "Page.frameClearedScheduledNavigation",
+    "Page.frameStartedLoading": "Page.frameStoppedLoading",
+}
 LOADING = 3.0  # seconds that a navigation which a click began is waited for
 
 
@@ -80,7 +85,7 @@ class Driver:
     """
 
     def __init__(self, browser: Any, address: str, window: list[int], view: list[float], scale: float) -> None:
-        self.address, self.loading, self.signals = address, False, list[str]()
+        self.address, self.busy, self.signals = address, set[str](), list[str]()
         width, height = window
         self.clip = {**dict(zip(("x", "y", "width", "height"), view, strict=True)), "scale": 1}
         context = browser.new_context(
@@ -100,28 +105,26 @@ class Driver:
         context.add_init_script(STILL_JS)
         self.page = context.new_page()
         context.on("page", lambda popup: popup.close())
-        self.page.on("request", lambda request: self._navigation(request, True))
-        self.page.on("requestfailed", lambda request: self._navigation(request, False))
-        self.page.on("load", lambda _: setattr(self, "loading", False))
         self.devtools = context.new_cdp_session(self.page)
         # Without it screenshots have CSS pixels.
         metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self.devtools.send("Emulation.setDeviceMetricsOverride", metrics)
+        self.devtools.send("Page.enable")
+        main = self.devtools.send("Page.getFrameTree")["frameTree"]["frame"]["id"]
+        # The renderer tells them in the order in which it answers, so a click's are here before FRAME_JS is done.
+        for begin, end in NAVIGATION.items():
+            self.devtools.on(begin, lambda event, name=begin: event["frameId"] == main and self.busy.add(name))
+            self.devtools.on(end, lambda event, name=begin: event["frameId"] == main and self.busy.discard(name))
         self.devtools.on("Runtime.bindingCalled", lambda event: self.signals.append(event["payload"]))
         self.devtools.send("Runtime.enable")
         self.devtools.send("Runtime.addBinding", {"name": "aligngymSignal"})
 
-    def _navigation(self, request: Any, begins: bool) -> None:
-        with suppress(Exception):  # a frame that is only being made has none yet
-            if request.is_navigation_request() and request.frame.parent_frame is None:
-                self.loading = begins
-
     def _settle(self) -> None:
         """Wait until what was done is drawn, or the page that it led to."""
         self.evaluate(FRAME_JS)
-        deadline = time.monotonic() + LOADING
-        if self.loading:
-            while self.loading and time.monotonic() < deadline:
+        if self.busy:
+            deadline = time.monotonic() + LOADING
+            while self.busy and time.monotonic() < deadline:
                 self.page.wait_for_timeout(10)
             self.evaluate(FRAME_JS)
 

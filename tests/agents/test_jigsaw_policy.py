@@ -249,3 +249,22 @@ def test_pieces_shown_twice_are_told_apart_by_nothing() -> None:
     found = probabilities(policy, tiles)
     assert found[1, 2, 3] == pytest.approx(found[2, 1, 3], rel=1e-5)
     assert len(distinct(torch.from_numpy(tiles))[0]) == 2
+
+
+def test_the_command_line_and_agents_build_it(tmp_path) -> None:
+    from aligngym.agents.build import make_policy
+    from aligngym.agents.experiment import Experiment
+    from aligngym.agents.policies import build_policy
+
+    with torch.random.fork_rng(devices=[]):
+        Clicker(width=16, stem=8, blocks=1, layers=1, text_layers=1).save(tmp_path)
+    env, own = make_env(4, 4), {"env": "VisualJigsaw-v0", "model": str(tmp_path)}
+    policy = make_policy(Experiment(**own, policy_options='{"freeze_page": true, "layers": 1}'), env, value=True)
+    assert isinstance(policy, JigsawPolicy) and policy.freeze_page and policy.has_critic
+    assert policy.network.config["num_pieces"] == 4 and policy.network.config["layers"] == 1
+    built = build_policy(env, str(tmp_path), value=False, generator=torch.Generator().manual_seed(0))
+    assert isinstance(built, JigsawPolicy) and built.network.config["num_pieces"] == 4
+    with pytest.raises(ValueError, match="num_pieces"):
+        make_policy(Experiment(**own, policy_options='{"num_pieces": 9}'), env)
+    with pytest.raises(ValueError, match="policy_options"):
+        make_policy(Experiment(**own, policy_options='{"lairs": 9}'), env)

@@ -1,86 +1,122 @@
 """The reward of puzzles: the inverse permutation, exact and partial credit, and answers that only look like orders."""
 
+import math
+from itertools import permutations
+
 import numpy as np
 import pytest
 
-from aligngym.rewards import Jigsaw, as_reward
+from aligngym.rewards import Jigsaw
 from aligngym.rewards.jigsaw import inverse_permutation
 
 NINE = list(range(1, 10))
+NOTHING = {"exact": 0, "fraction": 0, "format": 0}
 
 
 def score(answer, order, **options):
-    return Jigsaw(**options).score([answer], order=[order])
+    scores = Jigsaw(**options).score([answer], order=[order])
+    assert scores.reasons == [None]
+    return scores.values[0], {name: scores.terms[name][0] for name in NOTHING}
 
 
-def test_the_answer_is_the_inverse_and_not_the_permutation() -> None:
-    """Original 1 is in slot 3, original 2 in slot 1, original 3 in slot 2; an involution could not tell."""
+def texts(numbers):
+    return ", ".join(map(str, numbers))
+
+
+def test_the_answer_is_the_inverse_and_not_the_permutation():
+    """Piece 1 is in slot 3, piece 2 in slot 1, piece 3 in slot 2; where pieces only change places both agree."""
     shown = [2, 3, 1]
-    assert inverse_permutation(shown).tolist() == [3, 1, 2] != shown
+    assert inverse_permutation(shown).tolist() == [3, 1, 2]
+    assert score([3, 1, 2], inverse_permutation(shown))[0] == pytest.approx(1.2)
+    assert score(shown, inverse_permutation(shown))[0] == pytest.approx(0.2)
+    assert inverse_permutation([2, 1, 3]).tolist() == [2, 1, 3]
+
+
+def test_putting_pieces_in_that_order_solves_the_puzzle():
     rng = np.random.default_rng(0)
     for _ in range(20):
         shown = rng.permutation(9) + 1
-        assert (shown[inverse_permutation(shown) - 1] == NINE).all()
+        assert shown[inverse_permutation(shown) - 1].tolist() == NINE
         assert (inverse_permutation(inverse_permutation(shown)) == shown).all()
 
 
-@pytest.mark.parametrize("shown", [[0, 1, 2], [1, 1, 3], [[1, 2]], [1, 2, 4]])
-def test_no_permutation_is_refused(shown) -> None:
-    with pytest.raises(ValueError, match="must be a permutation of 1 to K"):
+@pytest.mark.parametrize("shown", [[], [0, 1, 2], [1, 1, 3], [[1, 2]], [1, 2, 4], [1.5, 1]])
+def test_what_is_no_permutation_has_no_inverse(shown):
+    with pytest.raises(ValueError, match="shown must be a permutation of 1 to K, got"):
         inverse_permutation(shown)
 
 
-def test_values_of_the_sheet() -> None:
-    swapped = np.array([2, 1, *range(3, 10)])
-    assert score(np.array(NINE), NINE).values[0] == pytest.approx(1.2)
-    assert score(swapped, NINE).values[0] == pytest.approx(0.2 + 0.2 * 7 / 9)
-    assert score(swapped, NINE, partial=False).values[0] == pytest.approx(0.2)
-    assert score(np.array([2, 1, 3, 4]), [1, 2, 3, 4]).values[0] == pytest.approx(0.2), "four pieces: no partial credit"
-    terms = score(swapped, NINE).terms
-    assert [terms[k][0] for k in ("exact", "fraction", "format")] == [0, pytest.approx(7 / 9), 1]
+def test_known_answers():
+    swapped = [2, 1, *NINE[2:]]
+    for form in (list, tuple, np.array, texts):
+        assert score(form(NINE), NINE) == (pytest.approx(1.2), {"exact": 1, "fraction": 1, "format": 1})
+        value, terms = score(form(swapped), NINE)
+        assert value == pytest.approx(0.2 + 0.2 * 7 / 9) and terms == pytest.approx(NOTHING | {"fraction": 7 / 9, "format": 1})
+    assert score([*NINE[1:], 1], NINE)[0] == pytest.approx(0.2)
+    assert score([3, 1, 2, 5, 4], [3, 1, 2, 5, 4])[0] == pytest.approx(1.2)
 
 
-def test_chance() -> None:
-    """A random permutation has one place in K right on average."""
-    rng = np.random.default_rng(0)
-    answers = [rng.permutation(9) + 1 for _ in range(4000)]
-    scores = Jigsaw().score(answers, order=[NINE] * 4000)
-    assert scores.terms["fraction"].mean() == pytest.approx(1 / 9, abs=0.006)
-    assert scores.values.mean() == pytest.approx(0.2 + 0.2 / 9, abs=0.002)
+def test_four_pieces_have_no_partial_credit_and_five_have():
+    assert score([2, 1, 3, 4], [1, 2, 3, 4]) == (pytest.approx(0.2), {"exact": 0, "fraction": 0.5, "format": 1})
+    assert score([1, 2, 3, 4], [1, 2, 3, 4])[0] == pytest.approx(1.2)
+    assert score([2, 1, 3, 4, 5], [1, 2, 3, 4, 5])[0] == pytest.approx(0.2 + 0.2 * 3 / 5)
 
 
-@pytest.mark.parametrize(
-    "answer", [[*range(1, 9), 99], [*NINE, 9], [*range(2, 10), 10], [0, *range(1, 9)], NINE[:8], [*NINE, 10]]
-)
-def test_nine_different_numbers_are_not_yet_an_order_of_nine_pieces(answer) -> None:
-    for form in (np.array(answer), ", ".join(map(str, answer))):
-        scores = score(form, NINE)
-        assert scores.values[0] == 0 and scores.terms["format"][0] == 0 and scores.terms["fraction"][0] == 0
+def test_options():
+    swapped = [2, 1, *NINE[2:]]
+    assert score(swapped, NINE, partial=False)[0] == pytest.approx(0.2)
+    assert score(swapped, NINE, format_bonus=0.0, credit=0.9)[0] == pytest.approx(0.7)
+    assert score(NINE, NINE, format_bonus=0.5, credit=0.9)[0] == pytest.approx(1.5)
+    for name in ("format_bonus", "credit", "repetition_penalty"):
+        with pytest.raises(ValueError, match=f"{name} must be finite, got inf"):
+            Jigsaw(**{name: math.inf})
 
 
-def test_a_number_given_twice_is_well_formed_but_has_no_credit() -> None:
-    for form in (np.array([1] * 9), "1, 2, 3, 4, 5, 6, 7, 8, 8"):
-        assert score(form, NINE).values[0] == pytest.approx(0.2)
+def test_chance():
+    """Of all orders of five, on average one place is right; one in 5! is exact."""
+    orders = [list(order) for order in permutations(range(1, 6))]
+    scores = Jigsaw().score(orders, order=[[2, 5, 1, 4, 3]] * len(orders))
+    assert scores.terms["fraction"].mean() == pytest.approx(1 / 5) and scores.terms["exact"].sum() == 1
+    assert scores.values.mean() == pytest.approx(0.2 + 0.2 / 5 + (1 - 0.2) / 120)
 
 
-def test_texts() -> None:
-    for text in ("3, 1, 2", "<think>1, 2, 3</think> <answer> 3, 1,2 </answer>"):
-        assert score(text, [3, 1, 2]).values[0] == pytest.approx(1.2)
-    for text in ("", "first 3, then 1", "3, 1, -2", "3, 1.5, 2", "<answer>none</answer>"):
-        assert score(text, [3, 1, 2]).values[0] == 0 and score(text, [3, 1, 2]).terms["format"][0] == 0
+@pytest.mark.parametrize("answer", [[*NINE[:8], 99], [*NINE, 9], [*NINE[1:], 10], [0, *NINE[:8]], NINE[:8], [-1, *NINE[1:]]])
+def test_a_wrong_length_or_range_is_malformed(answer):
+    """Nine different numbers, or nine among more, are not yet an order of nine pieces."""
+    for form in (list, np.array, texts):
+        assert score(form(answer), NINE) == (0, NOTHING)
 
 
-def test_long_lines_that_are_repeated_cost() -> None:
-    line, text = "the dark tile must be in the corner\n", "<think>\n{}</think><answer>3, 1, 2</answer>".format
-    for body, value in ((line * 3, 1.2), (line * 4, 0.7), ("so it is\n" * 9, 1.2), ((line + "so\n") * 4, 1.2)):
-        assert score(text(body), [3, 1, 2]).values[0] == pytest.approx(value)
+def test_numbers_that_repeat_have_no_partial_credit():
+    answer = [*NINE[:8], 8]
+    for form in (list, texts):
+        assert score(form(answer), NINE) == (pytest.approx(0.2), pytest.approx(NOTHING | {"fraction": 8 / 9, "format": 1}))
 
 
-def test_failures_and_names() -> None:
-    bad = Jigsaw().score([np.array([1.0, 2.0]), np.array([1, 2]), np.array([1, 2])], order=[[1, 2], [1, 3], [1, 2]])
-    assert "must be integers" in bad.reasons[0] and "permutation of 1 to K" in bad.reasons[1] and bad.reasons[2] is None
-    assert np.isnan(bad.values[:2]).all() and bad.values[2] == pytest.approx(1.2)
-    with pytest.raises(ValueError, match="reads column 'order'"):
-        Jigsaw().score([np.array([1])])
-    again = as_reward(Jigsaw(partial=False).to_dict())
-    assert isinstance(again, Jigsaw) and not again.partial and isinstance(as_reward("jigsaw"), Jigsaw)
+def test_texts():
+    for text in ("3, 1, 2", "<think>1, 2, 3</think>\n<answer>3, 1, 2</answer>", [{"role": "assistant", "content": "3,1,2"}]):
+        assert score(text, [3, 1, 2])[0] == pytest.approx(1.2)
+    for text in ("", "first 3, then 1", "3 1 2", "3, 1.5, 2", "<answer>none</answer> 3, 1, 2", "3,1,", []):
+        assert score(text, [3, 1, 2]) == (0, NOTHING)
+
+
+def test_repeated_long_lines_cost():
+    line = "The dark tile must be the corner\n"
+    think = "<think>\n{}</think><answer>3, 1, 2</answer>".format
+    assert score(think(line * 4), [3, 1, 2])[0] == pytest.approx(1.2 - 0.5)
+    assert score(think(line * 4), [3, 1, 2], repetition_penalty=0.1)[0] == pytest.approx(1.1)
+    assert score(think(line + "\n" + line.upper() + "  " + line * 2), [3, 1, 2])[0] == pytest.approx(0.7)
+    for harmless in (line * 3, "must be the corner\n" * 50, (line + "so\n") * 50):
+        assert score(think(harmless), [3, 1, 2])[0] == pytest.approx(1.2)
+    assert score(line * 4, [3, 1, 2])[0] == 0, "nothing is taken from an answer that is none"
+
+
+def test_failures_are_no_wrong_answers():
+    answers = [np.array([1.0, 2.0]), [1, 2], [1, 2], [1, 2], np.array([[1, 2]]), 3]
+    scores = Jigsaw().score(answers, order=[[1, 2], [1, 3], [1, 2], None, [1, 2], [1, 2]])
+    assert scores.failed.tolist() == [True, True, False, False, True, True]
+    assert scores.scored.tolist() == [False, False, True, False, False, False]
+    assert scores.reasons[0] == "TypeError: an order must be integers [K], got float64 [2]"
+    assert scores.reasons[1] == "ValueError: order must be a permutation of 1 to K, got [1, 3]"
+    with pytest.raises(ValueError, match="Jigsaw reads column 'order'; columns given: none"):
+        Jigsaw().score([[1]])
