@@ -82,7 +82,10 @@ def test_the_defaults_in_the_table_are_those_of_the_code():
 
 @pytest.mark.parametrize(
     "target",
-    ["text.llm_align:LLMAlignVectorEnv", "image.denoising:DenoisingVectorEnv", "bandit:TabularBanditVectorEnv"],
+    [
+        "text.llm_align:LLMAlignVectorEnv", "image.denoising:DenoisingVectorEnv", "gui.grounding:GUIGroundingVectorEnv",
+        "bandit:TabularBanditVectorEnv",
+    ],
 )
 def test_every_argument_and_option_of_the_environments_is_explained(target):
     module, name = target.split(":")

@@ -180,11 +180,11 @@ def test_typed_text_is_cleaned(miniwob) -> None:
 
 def test_one_seed_is_one_task_goal_and_picture(miniwob, paged, folder) -> None:
     other = make(pages=folder, tasks=list(paged.source.names), timeout=20)
-    for env, twin in ((miniwob, miniwob), (paged, other)):
-        starts = [env.reset(seed=seed)[0] for seed in range(6)]
+    for env, twin, options in ((miniwob, miniwob, {}), (paged, other, {"task": "shop.html"})):
+        starts = [env.reset(seed=seed, options=options)[0] for seed in range(4)]
         env.step(action("type", (0.3, 0.3), "leave something"))
-        for seed in (3, 5, 1, 2, 0, 4):
-            again, _ = twin.reset(seed=seed)
+        for seed in (3, 1, 2, 0):
+            again, _ = twin.reset(seed=seed, options=options)
             assert same(again, starts[seed]), "it depends on what was there before"
         assert not all(same(starts[0], start) for start in starts)
     steps = [action("type", (0.2, 0.33), "abc"), action("scroll", (0.5, 0.9)), action("click", (0.98, 0.02))]
