@@ -29,17 +29,19 @@ ARGUMENTS = (
 
 
 def executable() -> str:
-    """Path of Chromium: ``$ALIGNGYM_CHROMIUM``, else the first one on the path.
+    """Path of Chromium: ``$ALIGNGYM_CHROMIUM``, else the first one on the path, else the one playwright installed.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     chosen = os.environ.get("ALIGNGYM_CHROMIUM")
-    found = chosen or next(filter(None, map(shutil.which, NAMES)), None)
+    installed = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache/ms-playwright")
+    own = [str(path) for path in sorted(installed.glob("chromium-*/chrome-linux*/chrome"))]
+    found = chosen or next(filter(None, [*map(shutil.which, NAMES), *own[-1:]]), None)
     if not found or not Path(found).exists():
         raise FileNotFoundError(
-            f"no Chromium: {found or ', '.join(NAMES)} was not found. Install it (Debian: apt-get install chromium), "
-            "or name one in ALIGNGYM_CHROMIUM"
+            f"no Chromium: {found or ', '.join(NAMES)} was not found. Install it (Debian: apt-get install chromium; "
+            "elsewhere: playwright install chromium), or name one in ALIGNGYM_CHROMIUM"
         )
     return found
 

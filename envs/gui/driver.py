@@ -132,9 +132,11 @@ class Driver:
         """Load a page as if nothing had been opened before."""
         if self.page.url.startswith(self.address):
             self.evaluate(FORGET_JS)
+        self.page.goto("about:blank")
+        self.devtools.send("Page.resetNavigationHistory")
         self.devtools.send("Storage.clearDataForOrigin", {"origin": self.address, "storageTypes": "all"})
         self.page.goto(f"{self.address}/{quote(path)}", wait_until="load")
-        self.devtools.send("Page.resetNavigationHistory")
+        self.devtools.send("Page.resetNavigationHistory")  # "back" would lead to the blank page
         self.page.mouse.move(-1, -1)
         self.evaluate(LOADED_JS)
         self.signals.clear()

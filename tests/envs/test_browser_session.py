@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from aligngym.agents.policies.policy import Decision, Policy, RowNoise
 from aligngym.agents.rollouts import step_through
+from aligngym.envs.gui.chromium import executable
 from aligngym.envs.gui.session import BrowserLost, BrowserSession
 
 from .live_pages import action, make, same, told, write_pages
@@ -232,6 +233,22 @@ def test_agents_play_it_and_lost_episodes_are_marked(folder) -> None:
     assert episodes.rewards[1].tolist() == [1.0] and episodes.terms["success"][1] == 1
     assert episodes.truncated.tolist() == [True, False] and episodes.terminated.tolist() == [False, True]
     assert episodes.info["task"] == ["hang.html", "go.html"]
+
+
+def test_which_chromium_is_taken(tmp_path, monkeypatch) -> None:
+    own = tmp_path / "browsers" / "chromium-1200" / "chrome-linux64" / "chrome"
+    named, on_path = tmp_path / "mine", tmp_path / "bin" / "google-chrome"
+    for file in (own, named, on_path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(0o755)
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "browsers"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("ALIGNGYM_CHROMIUM", str(named))
+    assert executable() == str(named)
+    monkeypatch.delenv("ALIGNGYM_CHROMIUM")
+    assert executable() == str(on_path)
+    on_path.unlink()
+    assert executable() == str(own)
 
 
 def test_what_is_missing_is_named(folder, tmp_path, monkeypatch) -> None:

@@ -163,7 +163,7 @@ def test_registry_refuses():
         from_dict({"type": "length", "size": 3})
     with pytest.raises(ValueError, match="reward 'regex' cannot be built from"):
         as_reward("regex")
-    with pytest.raises(ValueError, match="a reward dict needs a 'type', one of: aesthetic, bleu"):
+    with pytest.raises(ValueError, match="a reward dict needs a 'type', one of: adaptive_exploration, aesthetic"):
         from_dict({"kind": "length"})
     with pytest.raises(ValueError, match="unknown reward 'os:system'"):
         from_dict({"type": "os:system"})
