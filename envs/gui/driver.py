@@ -113,11 +113,16 @@ class Driver:
         main = self.devtools.send("Page.getFrameTree")["frameTree"]["frame"]["id"]
         # The renderer tells them in the order in which it answers, so a click's are here before FRAME_JS is done.
         for begin, end in NAVIGATION.items():
-            self.devtools.on(begin, lambda event, name=begin: event["frameId"] == main and self.busy.add(name))
-            self.devtools.on(end, lambda event, name=begin: event["frameId"] == main and self.busy.discard(name))
+            self.devtools.on(begin, lambda event, name=begin: self._mark(event["frameId"] == main, name, True))
+            self.devtools.on(end, lambda event, name=begin: self._mark(event["frameId"] == main, name, False))
         self.devtools.on("Runtime.bindingCalled", lambda event: self.signals.append(event["payload"]))
         self.devtools.send("Runtime.enable")
         self.devtools.send("Runtime.addBinding", {"name": "aligngymSignal"})
+
+    def _mark(self, ours: bool, name: str, begins: bool) -> None:
+        """A navigation of the page itself begins or ends."""
+        if ours:
+            (self.busy.add if begins else self.busy.discard)(name)
 
     def _settle(self) -> None:
         """Wait until what was done is drawn, or the page that it led to."""
