@@ -34,14 +34,11 @@ class EpisodeScores:
     info: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The info dictionary of each episode: ``info``, terms as ``reward/<name>``, ``invalid`` where it failed.
-
-        A term that does not apply is left out: NaN is not equal to itself, so that no two infos would be.
-        """
+        """The info dictionary of each episode: ``info``, terms as ``reward/<name>``, ``invalid`` where it failed."""
         rows: list[dict[str, Any]] = []
         for i in range(len(self.rewards)):
             row = {key: copy.deepcopy(values[i]) for key, values in self.info.items()}
-            row |= {f"reward/{n}": float(values[i]) for n, values in self.terms.items() if not np.isnan(values[i])}
+            row |= {f"reward/{name}": float(values[i]) for name, values in self.terms.items()}
             if self.reasons and self.reasons[i] is not None:
                 row["invalid"] = self.reasons[i]
             rows.append(row)

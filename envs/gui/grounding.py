@@ -34,8 +34,7 @@ class GUIGroundingVectorEnv(GenerationVectorEnv):
 
     The reward is called with the answers as completions, arrays ``[n, 2]``, and the columns ``box`` (``[x0, y0, x1,
     y1]`` in the same coordinates), ``kind`` and the facts of the target (``role``, ``name``, ``page``, ...). Beside the
-    reward's own terms there are ``accuracy`` (1 where the first point is in the box, edges included) and
-    ``accuracy/<kind>``, the same for the instructions of one kind.
+    reward's own terms there is ``accuracy``, 1 where the first point is in the box, edges included.
 
     The info of a finished episode holds ``prompt`` (the instruction), ``prompt_index``, ``completion`` (the points as
     JSON), ``box``, ``columns`` and ``invalid``, as in ``LLMAlign-v0``. Option of ``reset``: ``prompt_index``.
@@ -96,7 +95,6 @@ class GUIGroundingVectorEnv(GenerationVectorEnv):
         if clash := sorted({name for t in self.screens.targets for name in t.facts if name in RESERVED}):
             raise ValueError(f"{self.screens.source} has columns {clash}, which rewards are called with; rename them")
         self.targets, self.num_prompts = self.screens.targets, len(self.screens.targets)
-        self.kinds = sorted({t.kind for t in self.targets}) if kinds is None else list(kinds)
         self._encoded = [self._encode(t.instruction, i) for i, t in enumerate(self.targets)]
         self._pixels = np.zeros((num_envs, height, width, 3), np.uint8)
         self._bytes = np.zeros((num_envs, max_instruction_bytes), np.uint8)
@@ -153,8 +151,6 @@ class GUIGroundingVectorEnv(GenerationVectorEnv):
             r or ("the reward does not apply" if a else None) for r, a in zip(scores.reasons, absent, strict=True)
         ]
         right = np.array([_inside(a, box) for a, box in zip(answers, boxes, strict=True)])
-        kinds = np.array(columns["kind"])
-        accuracy = {f"accuracy/{kind}": np.where(kinds == kind, right, np.nan) for kind in self.kinds}
         info: dict[str, list[Any]] = {
             "prompt": prompts,
             "prompt_index": self._index[rows].tolist(),
@@ -162,7 +158,7 @@ class GUIGroundingVectorEnv(GenerationVectorEnv):
             "box": boxes.tolist(),
             "columns": [t.facts | {"kind": t.kind} for t in targets],
         }
-        return EpisodeScores(scores.values, {**scores.terms, "accuracy": right, **accuracy}, reasons, info)
+        return EpisodeScores(scores.values, {**scores.terms, "accuracy": right}, reasons, info)
 
     def draw(self, index: int, action: NDArray[Any]) -> NDArray[np.uint8]:
         """A screen with its instruction above it, the target's box, and the points of an answer, numbered.

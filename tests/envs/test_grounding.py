@@ -46,9 +46,6 @@ def test_the_middle_of_the_box_is_right_and_edges_count(index) -> None:
         _, reward, terminated, truncated, info = env.step(np.array([point], np.float32))
         assert (reward, terminated, truncated) == (expected, True, False)
         assert info["reward/accuracy"] == expected
-        kind = info["columns"]["kind"]
-        other = {"direct": "functional", "functional": "direct"}[kind]
-        assert info[f"reward/accuracy/{kind}"] == expected and f"reward/accuracy/{other}" not in info
 
 
 def test_only_the_first_point_counts_for_accuracy() -> None:
@@ -232,7 +229,7 @@ def test_other_sizes_are_scaled_into_the_corner(tmp_path) -> None:
     inside = red[round(y0 * 288) + 3 : round(y1 * 288) - 3, round(x0 * 384) + 3 : round(x1 * 384) - 3]
     assert inside.all() and inside.size > 100 and red.sum() < 1.3 * (x1 - x0) * 384 * (y1 - y0) * 288
     assert (observation["screenshot"][100:] == 127).all()
-    assert info["columns"] == {"data_source": "web", "kind": "icon"} and info["reward/accuracy/icon"] == 1
+    assert info["columns"] == {"data_source": "web", "kind": "icon"} and info["reward/accuracy"] == 1
 
 
 def test_screenspot_in_its_published_forms(tmp_path) -> None:
