@@ -64,7 +64,7 @@ class Clicker(nn.Module):
         self.place = nn.Linear(8, width)
         self.key, self.query = nn.Linear(width, width), nn.Linear(width, width)
         self.gate, self.shift, self.mix = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.score = nn.Linear(width, 1)
+        self.score = nn.Linear(width, 1, bias=False)  # which a softmax would not see
 
     def features(self, screenshots: Tensor) -> Tensor:
         """``[B, H, W, 3]`` uint8 to ``[B, H / 8, W / 8, width]``, each knowing its place."""
