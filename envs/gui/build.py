@@ -35,7 +35,7 @@ SMALLEST, LONGEST = 8, 40  # pixels of a target's shorter side in the screenshot
 STILL = "*, *::before, *::after {animation: none !important; transition: none !important; caret-color: transparent}"
 THEMES = {
     "light": "",
-    "dark": "html {filter: invert(1) hue-rotate(180deg); background: black}",
+    "dark": "html {filter: invert(1) hue-rotate(180deg); background: white}",
     "tinted": "html {filter: hue-rotate(120deg) saturate(1.3)}",
 }
 # Width and height in CSS pixels, and screenshot pixels per CSS pixel: desktops far and near, a tablet, a phone.
