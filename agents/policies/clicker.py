@@ -27,7 +27,7 @@ from ...assets import model_path
 from ...trajectories import Trajectories
 from ..checkpoint import load_json
 from .page_encoder import STRIDE, PageEncoder, TextEncoder
-from .policy import Decision, Evaluation, Policy, RowNoise, sample_categorical
+from .policy import Decision, Evaluation, Policy, RowNoise, one_turn, sample_categorical
 
 NEAR = 2  # cells around an earlier point, in each direction, that later points leave out
 PIECE = 8  # screenshots encoded at once
@@ -247,23 +247,7 @@ class ClickerPolicy(Policy):
         Raises:
             ValueError: if ``max_steps`` is not 1.
         """
-        if max_steps != 1:
-            raise ValueError(f"max_steps is {max_steps}, but ClickerPolicy generates episodes of one decision only")
-        decision = self.act(observation, noise, deterministic)
-        mask = torch.ones_like(decision.log_probs, dtype=torch.bool)[:, None]
-        return Trajectories(
-            observations={k: torch.as_tensor(v, device=self.device) for k, v in observation.items()},
-            actions=decision.actions[:, None],
-            log_probs=decision.log_probs[:, None],
-            mask=mask,
-            rewards=torch.zeros_like(decision.log_probs)[:, None],
-            terminated=mask[:, 0].clone(),
-            truncated=~mask[:, 0],
-            valid=mask[:, 0].clone(),
-            group=torch.arange(len(mask), device=mask.device),
-            sampling=self.sampling,
-            version=self.version,
-        )
+        return one_turn(self, observation, self.act(observation, noise, deterministic), max_steps)
 
     def evaluate_actions(self, trajectories: Trajectories, *, entropy: bool = False) -> Evaluation:
         """Score recorded answers.

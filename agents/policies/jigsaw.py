@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...trajectories import Trajectories
 from .clicker import PIECE, Clicker, distinct, empty
 from .page_encoder import Attention, PageEncoder
-from .policy import Decision, Evaluation, Policy, RowNoise, sample_categorical
+from .policy import Decision, Evaluation, Policy, RowNoise, one_turn, sample_categorical
 
 KEPT = 50_000  # encoded pieces of a frozen encoder, at most
 SUMMARIES = 5  # of a piece: mean over all of it, and over each of its edges
@@ -197,22 +197,7 @@ class JigsawPolicy(Policy):
         Raises:
             ValueError: if ``max_steps`` is not 1.
         """
-        if max_steps != 1:
-            raise ValueError(f"max_steps is {max_steps}, but JigsawPolicy generates episodes of one decision only")
-        decision = self.act(observation, noise, deterministic)
-        mask = torch.ones_like(decision.log_probs, dtype=torch.bool)[:, None]
-        return Trajectories(
-            observations={k: torch.as_tensor(v, device=self.device) for k, v in observation.items()},
-            actions=decision.actions[:, None],
-            log_probs=decision.log_probs[:, None],
-            mask=mask,
-            rewards=torch.zeros_like(decision.log_probs)[:, None],
-            terminated=mask[:, 0].clone(),
-            truncated=~mask[:, 0],
-            valid=mask[:, 0].clone(),
-            group=torch.arange(len(mask), device=mask.device),
-            version=self.version,
-        )
+        return one_turn(self, observation, self.act(observation, noise, deterministic), max_steps)
 
     def evaluate_actions(self, trajectories: Trajectories, *, entropy: bool = False) -> Evaluation:
         """Score recorded answers.

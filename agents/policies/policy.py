@@ -235,6 +235,32 @@ class Policy(nn.Module):
         return next(self.parameters()).device
 
 
+def one_turn(policy: Policy, observation: Any, decision: Decision, max_steps: int) -> Trajectories:
+    """Episodes of the one ``decision`` that ends them, as :meth:`Policy.generate` returns them.
+
+    Raises:
+        ValueError: if ``max_steps`` is not 1.
+    """
+    if max_steps != 1:
+        name = type(policy).__name__
+        raise ValueError(f"max_steps is {max_steps}, but {name} generates episodes of one decision only")
+    rows = torch.ones_like(decision.log_probs, dtype=torch.bool)
+    return Trajectories(
+        observations={k: torch.as_tensor(v, device=policy.device) for k, v in observation.items()},
+        actions=decision.actions[:, None],
+        log_probs=decision.log_probs[:, None],
+        mask=rows[:, None],
+        rewards=torch.zeros_like(decision.log_probs)[:, None],
+        terminated=rows.clone(),
+        truncated=~rows,
+        valid=rows.clone(),
+        group=torch.arange(len(rows), device=rows.device),
+        sampling=policy.sampling,
+        version=policy.version,
+        extras={name: values[:, None] for name, values in decision.extras.items()},
+    )
+
+
 def sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution of ``softmax(logits [B, K])`` at ``uniform [B]``; int64 ``[B]``.
 

@@ -26,7 +26,7 @@ from ...assets import model_path
 from ...trajectories import Trajectories, pad_time
 from .decoding import CachedDecoder, Sampling, Start, decode_from, make_cache
 from .lm import LMPolicy, LoRA
-from .policy import Decision, Evaluation, RowNoise
+from .policy import Decision, Evaluation, RowNoise, one_turn
 
 PROMPT = (
     "The screenshot is {width}x{height}. Locate the element that this instruction is about: {instruction}\n"
@@ -180,23 +180,12 @@ class VLMPolicy(LMPolicy):
         terminal_actions: Collection[int] = (),
         deterministic: bool = False,
     ) -> Trajectories:
-        """Play episodes of one decision; both limits are the environment's and change nothing."""
-        decision = self.act(observation, noise, deterministic)
-        rows = torch.ones(len(decision.actions), dtype=torch.bool, device=self.device)
-        return Trajectories(
-            observations={k: torch.as_tensor(v, device=self.device) for k, v in observation.items()},
-            actions=decision.actions[:, None],
-            log_probs=decision.log_probs[:, None],
-            mask=rows[:, None],
-            rewards=torch.zeros_like(decision.log_probs)[:, None],
-            terminated=rows,
-            truncated=~rows,
-            valid=rows.clone(),
-            group=torch.arange(len(rows), device=self.device),
-            sampling=self.sampling,
-            version=self.version,
-            extras={name: values[:, None] for name, values in decision.extras.items()},
-        )
+        """Play one-turn episodes.
+
+        Raises:
+            ValueError: if ``max_steps`` is not 1.
+        """
+        return one_turn(self, observation, self.act(observation, noise, deterministic), max_steps)
 
     def evaluate_actions(self, trajectories: Trajectories, *, entropy: bool = False) -> Evaluation:
         """Score the recorded answers: one pass over the different prompts, one over the answers after them.
