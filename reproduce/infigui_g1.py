@@ -81,7 +81,7 @@ def accuracies(policy: Policy, count: int, name: str) -> Numbers:
 
 
 SETTINGS: dict[str, Any] = {
-    "episodes": 8192, "points": 4, "split": "train", "evaluation": 0,
+    "episodes": 6400, "points": 4, "split": "train", "evaluation": 0,
     "policy": {"freeze_page": False},
     "config": {"episodes_per_iteration": 64, "learning_rate": 1e-4},
 }  # fmt: skip
