@@ -34,7 +34,8 @@ class GUIBrowserEnv(gymnasium.Env[Any, Any]):
     padded with 0). *Click* presses the left button at the point. *Type* clicks there and types the text; a newline is
     Enter, a tab is Tab, and other bytes that are no printable text are left out. *Scroll* turns the wheel by ``2 *
     (point_y - 0.5)`` screenshot heights, downwards if positive, over the place of the last click (the middle before
-    it). *Done* ends the episode. With ``clicks_only`` an action is a point, ``[2]`` float32, that is clicked.
+    it). *Done* ends the episode. With ``clicks_only`` an action is one point that is
+    clicked, ``[1, 2]`` float32, as an answer in ``GUIGrounding-v0``.
 
     Episodes *terminate* when the task ends by itself, which is when it is rewarded, or with *done*; they are
     *truncated* after ``max_steps`` actions. Every other reward is 0. Rewards are MiniWoB++'s raw ones in [-1, 1], or 1
@@ -103,7 +104,9 @@ class GUIBrowserEnv(gymnasium.Env[Any, Any]):
         point = spaces.Box(0, 1, (2,), np.float32)
         text = spaces.Box(0, 255, (max_text_bytes,), np.uint8)
         self.action_space = (
-            point if clicks_only else spaces.Dict(kind=spaces.Discrete(len(KINDS)), point=point, text=text)
+            spaces.Box(0, 1, (1, 2), np.float32)
+            if clicks_only
+            else spaces.Dict(kind=spaces.Discrete(len(KINDS)), point=point, text=text)
         )
         self._session: BrowserSession | None = None
         self._shown = False  # whether the session's page is at the episode's last action
@@ -305,7 +308,7 @@ class GUIBrowserEnv(gymnasium.Env[Any, Any]):
     def _plain(self, action: Any) -> dict[str, Any]:
         """An action of JSON's types; raises InvalidAction."""
         if self.clicks_only:
-            (point,) = valid_actions(np.asarray(action)[None], self.action_space, 1)
+            point = valid_actions(np.asarray(action)[None], self.action_space, 1)[0, 0]
             return {"kind": 0, "point": point.tolist(), "text": ""}
         if not self.action_space.contains(action):
             raise InvalidAction(f"action {action} is not in {self.action_space}")

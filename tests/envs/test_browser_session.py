@@ -193,7 +193,7 @@ def test_gymnasiums_vectorisers(folder, kind) -> None:
         assert same(*({k: v[i] for k, v in observation.items()} for i in range(2)))
         ends = 0
         for _ in range(3):
-            observation, rewards, terminated, truncated, infos = env.step(np.full((2, 2), 0.5, np.float32))
+            observation, rewards, terminated, truncated, infos = env.step(np.full((2, 1, 2), 0.5, np.float32))
             assert observation in env.observation_space and np.isfinite(rewards).all()
             ends += (terminated | truncated).sum()
             for i in np.flatnonzero(terminated):
@@ -215,8 +215,8 @@ class Clicker(Policy):
     @torch.no_grad()
     def act(self, observation, noise, deterministic=False) -> Decision:
         normal = torch.distributions.Normal(self.mean, 0.02)
-        points = self.mean + 0.02 * noise.normal((2,))
-        return Decision(points, normal.log_prob(points).sum(-1))
+        points = self.mean + 0.02 * noise.normal((1, 2))
+        return Decision(points, normal.log_prob(points).sum((1, 2)))
 
 
 @pytest.mark.filterwarnings("ignore:.*The reward is a NaN value")

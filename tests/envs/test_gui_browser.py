@@ -14,7 +14,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from aligngym.agents.grpo import GRPO, GRPOConfig
+from aligngym.agents.policies.clicker import ClickerPolicy
 from aligngym.envs.gui.pages import MINIWOB_TASKS
 
 from .live_pages import SHOP_GOALS, TASKS, action, make, middle, same, told, write_pages
@@ -227,6 +230,17 @@ def test_check_env_finds_nothing(clicks_only: bool) -> None:
         warnings.filterwarnings("ignore", message=".*symmetric and normalized space")  # text is bytes
         env = gym.make("aligngym/GUIBrowser-v0", tasks=["click-test", "click-option"], clicks_only=clicks_only)
         check_env(env.unwrapped)
+    env.close()
+
+
+def test_the_clicker_acts_here_and_agents_train_it_on_single_clicks(folder) -> None:
+    rows = [lambda: gym.make("GUIBrowser-v0", pages=folder, tasks=["go.html"], clicks_only=True, max_steps=1)] * 2
+    env = SyncVectorEnv(rows, autoreset_mode=AutoresetMode.SAME_STEP)
+    policy = ClickerPolicy.from_pretrained(freeze_page=True)
+    agent = GRPO(env, policy, GRPOConfig(episodes_per_iteration=4, group_size=2, advantage="none", learning_rate=1e-3))
+    record = agent.collect()
+    assert record.actions.shape == (4, 1, 1, 2) and record.valid.all()
+    assert agent.learn(4).policy.version == 1
     env.close()
 
 

@@ -1,4 +1,4 @@
-"""Making the grounding data: what the browser reports of a page is where it is drawn, and nothing covered is a target."""
+"""Making the grounding data: what the browser reports of a page is where it is drawn; what is covered is no target."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ body {margin: 0; font: 16px sans-serif; height: 900px}
 <p id="box"><label for="mail">E-mail</label> <input id="mail" type="text"> <input type="text" aria-label="City">
 <button disabled>Off</button> <button style="visibility: hidden">Gone</button>
 <a href="#x"><img alt="Next" width="20" height="20"></a></p>
-<p style="position: absolute; left: 40px; top: 220px; width: 120px"><a href="#y">a link that goes over more than one line
-of this paragraph</a></p>
+<p style="position: absolute; left: 40px; top: 220px; width: 120px"><a href="#y">a link that goes over more than one
+line of this paragraph</a></p>
 <button id="far">Far away</button>
 </body></html>"""
 
