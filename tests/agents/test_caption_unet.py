@@ -41,7 +41,8 @@ def diffusion_scheduler(steps):
     return scheduler
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+# Not 1: in the first step diffusers takes the root of what is 0 up to rounding, on some processors of less.
+@pytest.mark.parametrize("eta", [0.0, 0.6, 0.99])
 def test_rollouts_are_diffusers_own_loop_of_ddim(eta):
     policy = embed("emoji-diffusion", num_steps=5, noise_level=eta, guidance=2.0)
     episodes = play(policy, 3)
