@@ -94,6 +94,9 @@ class Agent(ABC):
     config_class: ClassVar[type[AgentConfig]]
     config: Any
     needs_values: ClassVar[bool] = False
+    unit: ClassVar[Literal["episodes", "updates", "steps"]] = "episodes"
+    """What ``learn`` and ``self.episodes`` count: episodes that were played, gradient updates of agents that learn from
+    a dataset, or steps of the environment."""
     env_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of environments that the agent makes from an id; those that are given come first."""
     training_reward: ClassVar[str | None] = None
@@ -141,15 +144,24 @@ class Agent(ABC):
         """Build optimisers and whatever else depends on the policy."""
 
     @abstractmethod
-    def iterate(self) -> tuple[Trajectories, dict[str, float]]:
-        """One round of collecting and updating."""
+    def iterate(self) -> tuple[Trajectories | None, dict[str, float]]:
+        """One round of collecting and updating: its episodes, None where no whole ones are played, and metrics."""
+
+    def advance(self, episodes: Trajectories | None) -> int:
+        """How much an iteration counts, in the agent's unit.
+
+        Args:
+            episodes: what :meth:`iterate` returned.
+        """
+        assert episodes is not None, "an agent that plays no whole episodes says what its iterations count"
+        return len(episodes)
 
     def row_noise(self, rows: int) -> RowNoise:
         """Fresh noise streams, one a row, from the agent's own generator."""
         return RowNoise(self.rng.integers(2**62, size=rows).tolist())
 
     def learn(self, total_episodes: int, callback: Callback | Sequence[Callback] | None = None) -> Self:
-        """Train for at least ``total_episodes`` further episodes.
+        """Train for at least ``total_episodes`` further episodes, or whatever else the agent's unit is.
 
         Ctrl-C finishes the iteration, saves ``folder/last`` and raises KeyboardInterrupt; a second one stops at once.
 
@@ -169,10 +181,11 @@ class Agent(ABC):
             while self.episodes < target and proceed and not interrupted():
                 began = time.perf_counter()
                 episodes, metrics = self.iterate()
-                self.episodes += len(episodes)
+                count = self.advance(episodes)
+                self.episodes += count
                 self.iteration += 1
-                metrics = rollout_metrics(episodes) | metrics
-                metrics["time/episodes_per_second"] = len(episodes) / (time.perf_counter() - began)
+                metrics = ({} if episodes is None else rollout_metrics(episodes)) | metrics
+                metrics[f"time/{self.unit}_per_second"] = count / (time.perf_counter() - began)
                 proceed = self.callback.on_iteration(self, episodes, metrics)
                 self.log(metrics)
             self.callback.on_end(self)
@@ -180,7 +193,7 @@ class Agent(ABC):
                 self.save(self.folder / "last")
             if interrupted():
                 where = f"saved in {self.folder / 'last'}" if self.folder else "nothing saved: the agent has no folder"
-                raise KeyboardInterrupt(f"stopped after {self.episodes} episodes; {where}")
+                raise KeyboardInterrupt(f"stopped after {self.episodes} {self.unit}; {where}")
         return self
 
     def log(self, metrics: dict[str, float]) -> None:

@@ -66,8 +66,10 @@ class Alarms(Callback):
         self.streak = dict.fromkeys(KINDS, 0)
         self.counts = dict.fromkeys(KINDS, 0)
 
-    def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
-        """Check, warn and count; never stops training."""
+    def on_iteration(self, agent: Agent, episodes: Trajectories | None, metrics: dict[str, float]) -> bool:
+        """Check, warn and count; never stops training. Without whole episodes there is nothing to check."""
+        if episodes is None:
+            return True
         if not self.first:
             self.first = {"entropy": sampled_entropy(episodes), "truncated": episodes.truncated.float().mean().item()}
         found = self.check(episodes, metrics)

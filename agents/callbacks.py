@@ -30,10 +30,13 @@ class Callback:
     """Base: every hook does nothing. State that must survive a resume goes through get_state and set_state."""
 
     def on_start(self, agent: Agent, target: int) -> None:
-        """Training begins; it ends at ``target`` episodes."""
+        """Training begins; it ends at ``target`` episodes, or what else the agent's unit is."""
 
-    def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
-        """An iteration ended. May add to ``metrics``; returning False stops training."""
+    def on_iteration(self, agent: Agent, episodes: Trajectories | None, metrics: dict[str, float]) -> bool:
+        """An iteration ended, without ``episodes`` where the agent plays none that are whole.
+
+        May add to ``metrics``; returning False stops training.
+        """
         return True
 
     def on_end(self, agent: Agent) -> None:
@@ -57,7 +60,7 @@ class CallbackList(Callback):
         for callback in self.callbacks:
             callback.on_start(agent, target)
 
-    def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
+    def on_iteration(self, agent: Agent, episodes: Trajectories | None, metrics: dict[str, float]) -> bool:
         return all([callback.on_iteration(agent, episodes, metrics) for callback in self.callbacks])
 
     def on_end(self, agent: Agent) -> None:
@@ -102,7 +105,7 @@ class ProgressBar(Callback):
         console = Console(file=self.stream or sys.stderr)
         if console.is_terminal:
             columns = (
-                "episodes",
+                agent.unit,
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
@@ -113,7 +116,7 @@ class ProgressBar(Callback):
             self._bar.start()
             atexit.register(self.close)  # a crash must not leave the terminal without its cursor
 
-    def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
+    def on_iteration(self, agent: Agent, episodes: Trajectories | None, metrics: dict[str, float]) -> bool:
         shown = {"reward": "rollout/reward_mean", "KL": "train/kl"}
         text = "  ".join(f"{label} {metrics[key]:z.3f}" for label, key in shown.items() if key in metrics)
         if self._bar is not None:
@@ -122,11 +125,10 @@ class ProgressBar(Callback):
         tenth = 10 * (agent.episodes - self._start) // max(1, self._target - self._start)
         if tenth > self._printed:
             self._printed = tenth
-            speed = (
-                f"{metrics['time/episodes_per_second']:.1f} episodes/s" if "time/episodes_per_second" in metrics else ""
-            )
+            speed = metrics.get(f"time/{agent.unit}_per_second")
+            rate = "" if speed is None else f"{speed:.1f} {agent.unit}/s"
             print(
-                f"{agent.episodes}/{self._target} episodes  {text}  {speed}".rstrip(),
+                f"{agent.episodes}/{self._target} {agent.unit}  {text}  {rate}".rstrip(),
                 file=self.stream or sys.stderr,
                 flush=True,
             )
@@ -200,7 +202,7 @@ class EvaluationCallback(Callback):
             self.history = [r for r in read_table(self.folder / "eval.csv") if r["episodes"] <= self._at]
             self.samples = [s for s in read_jsonl(self.folder / "samples.jsonl") if s["episodes"] <= self._at]
 
-    def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
+    def on_iteration(self, agent: Agent, episodes: Trajectories | None, metrics: dict[str, float]) -> bool:
         crossed = self.every and agent.episodes // self.every > (self._at or 0) // self.every
         if crossed or agent.episodes >= self._target:
             metrics |= self.evaluate(agent)
@@ -260,7 +262,7 @@ class CheckpointCallback(Callback):
         self.folder = self.folder or Path(agent.folder or "") / "checkpoints"
         self._at = agent.episodes
 
-    def on_iteration(self, agent: Agent, episodes: Trajectories, metrics: dict[str, float]) -> bool:
+    def on_iteration(self, agent: Agent, episodes: Trajectories | None, metrics: dict[str, float]) -> bool:
         assert self.folder is not None
         if agent.episodes // self.every > self._at // self.every:
             agent.save(self.folder / f"episodes-{agent.episodes:09d}")

@@ -51,7 +51,9 @@ class Experiment:
         max_new_tokens: tokens of a completion at most. None: the environment's default.
         env_options: further arguments of the environment, as JSON: '{"max_prompt_tokens": 128}'.
         policy_options: arguments of an image policy, as JSON: '{"guidance": 3, "sampler": "dance_sde"}'.
-        episodes: episodes in all; a resumed run goes on up to this number.
+        episodes: episodes in all; a resumed run goes on up to this number. Gradient updates of agents that learn from a
+            dataset (iql, bc, pearl), environment steps of Stable-Baselines3's (sac, sb3-ppo, pebble); so for eval_every
+            and checkpoint_every.
         seed: of initial weights, prompts and actions: the same seed gives the same run.
         out: folder of the run. None: a new one in runs/.
         eval_episodes: held-out episodes in an evaluation.
@@ -125,7 +127,7 @@ def train(experiment: Experiment, config: AgentConfig | None = None, *, resume: 
         agent = cls.load(checkpoint, make_env(experiment, rows), config=config, device=device, run_folder=folder)
         if agent.episodes >= experiment.episodes:
             raise ValueError(
-                f"{checkpoint} has seen {agent.episodes} episodes already: give a larger episodes to go on"
+                f"{checkpoint} has seen {agent.episodes} {agent.unit} already: give a larger episodes to go on"
             )
     else:
         env = make_env(experiment, getattr(config, "episodes_per_iteration", 16))
