@@ -1,0 +1,175 @@
+"""robomimic's layout: written and read back bit for bit, with ends told from time limits; its own reader opens it."""
+
+import json
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from aligngym.agents.offline.robomimic import read_env_args, read_robomimic, write_robomimic
+from aligngym.agents.policies import RowNoise, build_policy
+from aligngym.agents.rollouts import collect
+from aligngym.trajectories import Trajectories
+
+h5py = pytest.importorskip("h5py")
+ENV_ARGS = {"env_name": "Pendulum-v1", "type": 2, "env_kwargs": {"g": 9.81}}
+
+
+def played(env_id="Pendulum-v1", count=4, **kwargs):
+    env = gym.make_vec(env_id, num_envs=count, vectorization_mode="sync", **kwargs)
+    policy = build_policy(env, None, value=False, generator=torch.Generator().manual_seed(0))
+    seeds = list(range(count))
+    return collect(env, policy, seeds=seeds, noise=RowNoise(seeds), group=torch.arange(count) // 2)
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """Two that terminate, two that are cut, of different lengths."""
+    found = played("MountainCarContinuous-v0", max_episode_steps=12)
+    found.mask[1, 7:] = found.mask[2, 3:] = False
+    for name in ("actions", "log_probs", "rewards"):
+        values = getattr(found, name)
+        values[~found.mask] = 0
+    found.observations[1, 8:] = found.observations[2, 4:] = 0
+    found.terminated[:] = torch.tensor([False, True, True, False])
+    found.truncated[:] = ~found.terminated
+    found.info = {"policy": ["a", "b", None, "ü"], "seed": [3, 4, 5, 6], "goal": [np.arange(3.0)] * 4}
+    found.terms = {"true_return": torch.tensor([0.5, -1.0, torch.nan, 2.0])}
+    found.extras = {"true_reward": torch.rand(found.mask.shape, generator=torch.Generator()) * found.mask}
+    return found
+
+
+def assert_same(one: Trajectories, two: Trajectories):
+    names = ("observations", "actions", "mask", "rewards", "terminated", "truncated", "valid", "group")
+    for name in names:
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    for name in ("terms", "extras"):
+        mine, theirs = getattr(one, name), getattr(two, name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[k].nan_to_num(9e9), theirs[k].nan_to_num(9e9)) for k in mine)
+
+
+def test_round_trip_is_exact(episodes, tmp_path):
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS)
+    back = read_robomimic(tmp_path / "a.hdf5")
+    assert_same(back, episodes)
+    assert back.info["policy"] == ["a", "b", None, "ü"] and back.info["seed"] == [3, 4, 5, 6]
+    assert all((a == b).all() for a, b in zip(back.info["goal"], episodes.info["goal"], strict=True))
+    assert back.log_probs[back.mask].isnan().all() and (back.log_probs[~back.mask] == 0).all()
+    assert read_env_args(tmp_path / "a.hdf5") == ENV_ARGS
+    write_robomimic(tmp_path / "b.hdf5", back, env_args=ENV_ARGS)
+    assert (tmp_path / "a.hdf5").read_bytes() == (tmp_path / "b.hdf5").read_bytes()
+
+
+def test_layout(episodes, tmp_path):
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS, key="flat", masks={"train": [0, 2], "valid": [3]})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.hdf5"]
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        assert file["data"].attrs["total"] == 12 + 7 + 3 + 12
+        assert json.loads(file["data"].attrs["env_args"]) == ENV_ARGS
+        demo = file["data/demo_1"]
+        assert demo.attrs["num_samples"] == 7 and demo["actions"].shape == (7, 1)
+        assert np.array_equal(demo["obs/flat"][1:], demo["next_obs/flat"][:-1])
+        assert np.array_equal(demo["next_obs/flat"][-1], episodes.observations[1, 7])
+        assert file["mask/train"][:].tolist() == [b"demo_0", b"demo_2"]
+        assert file["mask/valid"][:].tolist() == [b"demo_3"]
+        assert demo["obs/flat"].compression == "gzip" and demo["obs/flat"].shuffle
+
+
+def test_a_time_limit_is_no_end(episodes, tmp_path):
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS)
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        assert [int(file[f"data/demo_{i}/dones"][:].sum()) for i in range(4)] == [0, 1, 1, 0]
+        assert file["data/demo_1/dones"][-1] == 1
+        assert [bool(file[f"data/demo_{i}"].attrs["truncated"]) for i in range(4)] == [True, False, False, True]
+
+
+def test_splits_and_many_demonstrations(tmp_path):
+    episodes = played(count=12, max_episode_steps=2)
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS, masks={"valid": [11, 2]})
+    assert_same(read_robomimic(tmp_path / "a.hdf5"), episodes)  # demo_10 comes after demo_9
+    assert_same(read_robomimic(tmp_path / "a.hdf5", mask="valid"), episodes.select(torch.tensor([2, 11])))
+    with pytest.raises(ValueError, match=r"no split 'train'; there are: valid"):
+        read_robomimic(tmp_path / "a.hdf5", mask="train")
+    with pytest.raises(ValueError, match=r"masks\['valid'\] holds 12, expected numbers from 0 to 11"):
+        write_robomimic(tmp_path / "b.hdf5", episodes, env_args=ENV_ARGS, masks={"valid": [12]})
+
+
+def test_observation_keys_are_joined_in_the_order_given(episodes, tmp_path):
+    position, speed = episodes.observations[..., :1], episodes.observations[..., 1:]
+    episodes = Trajectories(**{**vars(episodes), "observations": {"position": position, "speed": speed}})
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS)
+    backwards = read_robomimic(tmp_path / "a.hdf5", keys=["speed", "position"])
+    assert torch.equal(backwards.observations, torch.cat([speed, position], -1))
+    assert torch.equal(read_robomimic(tmp_path / "a.hdf5").observations, torch.cat([position, speed], -1))
+    with pytest.raises(ValueError, match=r"demo_0 has no observation \['pose'\]; it has position, speed"):
+        read_robomimic(tmp_path / "a.hdf5", keys=["pose"])
+
+
+def test_files_of_others(episodes, tmp_path):
+    """Without our attributes the last of the dones decides; without next_obs a cut episode has lost its last state."""
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS)
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        for demo in file["data"].values():
+            for name in [n for n in demo.attrs if n != "num_samples"]:
+                del demo.attrs[name]
+            del demo["extras"]
+        file["data/demo_0/dones"][3] = 1
+    back = read_robomimic(tmp_path / "a.hdf5")
+    assert back.terminated.tolist() == [False, True, True, False] and back.lengths.tolist() == [12, 7, 3, 12]
+    assert back.group.tolist() == [0, 1, 2, 3] and back.info == {} and back.extras == {}
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        del file["data/demo_1/next_obs"]
+    assert torch.equal(read_robomimic(tmp_path / "a.hdf5").observations[1, :7], episodes.observations[1, :7])
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        del file["data/demo_0/next_obs"]
+    with pytest.raises(ValueError, match=r"demo_0 has no next_obs"):
+        read_robomimic(tmp_path / "a.hdf5")
+
+
+def test_what_is_refused(episodes, tmp_path, monkeypatch):
+    path = tmp_path / "a.hdf5"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_robomimic(path)
+    with h5py.File(path, "w"):
+        pass
+    with pytest.raises(ValueError, match="no demonstrations"):
+        read_robomimic(path)
+    bad = Trajectories(**{**vars(episodes), "info": {"seed": [{}] * 4}})
+    with pytest.raises(ValueError, match=r"info\['seed'\] of episode 0 is \{\}"):
+        write_robomimic(path, bad, env_args=ENV_ARGS)
+    bad = Trajectories(**{**vars(episodes), "info": {"terminated": [1] * 4}})
+    with pytest.raises(ValueError, match=r"info\['terminated'\]"):
+        write_robomimic(path, bad, env_args=ENV_ARGS)
+    bad = Trajectories(**{**vars(episodes), "observations": episodes.observations[:, :-1]})
+    with pytest.raises(ValueError, match=r"expected \[4, 12 \+ 1, ...\]"):
+        write_robomimic(path, bad, env_args=ENV_ARGS)
+    mask = episodes.mask.clone()
+    mask[0, 3] = False
+    with pytest.raises(ValueError, match="gaps"):
+        write_robomimic(path, Trajectories(**{**vars(episodes), "mask": mask}), env_args=ENV_ARGS)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"aligngym\[robot\]"):
+        read_robomimic(path)
+
+
+def test_robomimics_own_reader_opens_it(episodes, tmp_path):
+    pytest.importorskip("robomimic")
+    from robomimic.utils import obs_utils
+    from robomimic.utils.dataset import SequenceDataset
+
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS, masks={"train": [0, 2], "valid": [1, 3]})
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["state"], "rgb": []}})
+    options = {
+        "hdf5_path": str(tmp_path / "a.hdf5"), "obs_keys": ("state",), "dataset_keys": ("actions", "rewards", "dones"),
+        "hdf5_cache_mode": None, "load_next_obs": True,
+    }  # fmt: skip
+    assert len(SequenceDataset(**options)) == 12 + 7 + 3 + 12
+    valid = SequenceDataset(**options, filter_by_attribute="valid")
+    assert len(valid) == 7 + 12
+    last = valid[6]
+    assert np.array_equal(last["next_obs"]["state"][0], episodes.observations[1, 7].numpy())
+    assert np.array_equal(last["actions"][0], episodes.actions[1, 6].numpy())
+    assert last["dones"][0] == 1 and valid[7 + 11]["dones"][0] == 0
