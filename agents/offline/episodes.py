@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...trajectories import Trajectories
 
 Array = npt.NDArray[Any]
+TERM = "reward/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,45 @@ def stack(episodes: Sequence[Episode]) -> Trajectories:
         group=torch.tensor([i if g is None or None in groups else g for i, g in enumerate(groups)]),
         terms={k: torch.tensor([e.terms.get(k, torch.nan) for e in episodes]) for k in names},
         info={k: [e.info.get(k) for e in episodes] for k in keys},
-        extras={k: _pad([e.extras[k] for e in episodes]) for k in episodes[0].extras},
+        extras={
+            k: _pad([e.extras[k] for e in episodes]) for k in episodes[0].extras if all(k in e.extras for e in episodes)
+        },
     )
+
+
+def attributes(episodes: Trajectories, row: int, reserved: Collection[str]) -> dict[str, Any]:
+    """What is to be written of an episode as a whole: ``group``, ``reward/<term>``, and its ``info`` without None.
+
+    Args:
+        episodes: of them.
+        row: one.
+        reserved: names that the format uses itself.
+
+    Raises:
+        ValueError: for an info that HDF5 cannot hold as an attribute, or of a name that has another meaning.
+    """
+    found: dict[str, Any] = {"group": int(episodes.group[row])}
+    found |= {TERM + name: float(values[row]) for name, values in episodes.terms.items()}
+    for name, column in episodes.info.items():
+        value = column[row]
+        if name in found or name in reserved or (value is not None and np.asarray(value).dtype.kind not in "biufU"):
+            raise ValueError(
+                f"info[{name!r}] of episode {row} is {value!r}: it must be text, a number, a bool or an array of "
+                f"numbers, and not called {', '.join([*reserved, *found])}"
+            )
+        if value is not None:
+            found[name] = value
+    return dict(sorted(found.items()))  # the order in which HDF5 gives them back
+
+
+def from_attributes(found: Mapping[str, Any], reserved: Collection[str]) -> dict[str, Any]:
+    """Inverse of :func:`attributes`: the arguments ``group``, ``terms`` and ``info`` of an :class:`Episode`."""
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in found.items() if k not in reserved}
+    return {
+        "group": plain.pop("group", None),
+        "terms": {k.removeprefix(TERM): v for k, v in plain.items() if k.startswith(TERM)},
+        "info": {k: v for k, v in plain.items() if not k.startswith(TERM)},
+    }
 
 
 def _pad(values: Sequence[Array]) -> Tensor:

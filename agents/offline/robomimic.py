@@ -28,10 +28,9 @@ from typing import Any
 import numpy as np
 
 from ...trajectories import Trajectories
-from .episodes import Array, Episode, stack, step_counts
+from .episodes import Array, Episode, attributes, from_attributes, stack, step_counts
 
-OWN = ("num_samples", "terminated", "truncated", "group")
-TERM = "reward/"
+OWN = ("num_samples", "terminated", "truncated")
 
 
 def write_robomimic(
@@ -80,7 +79,9 @@ def write_robomimic(
             for name, values in columns.items():
                 array = np.asarray(values)
                 demo.create_dataset(name, data=array, chunks=array.shape, compression="gzip", shuffle=True)
-            demo.attrs.update(_attributes(episodes, i, length))
+            own = {"num_samples": length}
+            own |= {name: bool(getattr(episodes, name)[i]) for name in ("terminated", "truncated")}
+            demo.attrs.update(own | attributes(episodes, i, OWN))
         for name, numbers in (masks or {}).items():
             file.create_dataset(f"mask/{name}", data=np.array([f"demo_{i}" for i in numbers], dtype="S"))
     os.replace(partial, path)
@@ -127,28 +128,11 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
         return json.loads(file["data"].attrs["env_args"])  # type: ignore[no-any-return]
 
 
-def _attributes(episodes: Trajectories, row: int, length: int) -> dict[str, Any]:
-    own: dict[str, Any] = {"num_samples": length, "group": int(episodes.group[row])}
-    own |= {name: bool(getattr(episodes, name)[row]) for name in ("terminated", "truncated")}
-    own |= {TERM + name: float(values[row]) for name, values in episodes.terms.items()}
-    for name, column in episodes.info.items():
-        value = column[row]
-        if name in own or (value is not None and np.asarray(value).dtype.kind not in "biufU"):
-            raise ValueError(
-                f"info[{name!r}] of episode {row} is {value!r}: an attribute is text, a number, a bool or an array of "
-                f"numbers, and not called {', '.join(OWN)} or as a reward term"
-            )
-        if value is not None:
-            own[name] = value
-    return dict(sorted(own.items()))  # in which order they are read again
-
-
 def _episode(demo: Any, keys: Sequence[str] | None, where: str) -> Episode:
     keys = list(demo["obs"]) if keys is None else keys
     if missing := [name for name in keys if name not in demo["obs"]]:
         raise ValueError(f"{where} has no observation {missing}; it has {', '.join(demo['obs'])}")
-    attributes = {k: v.item() if isinstance(v, np.generic) else v for k, v in demo.attrs.items()}
-    terminated = bool(attributes.get("terminated", demo["dones"][-1]))
+    terminated = bool(demo.attrs.get("terminated", demo["dones"][-1]))
     if "next_obs" not in demo and not terminated:
         raise ValueError(
             f"{where} has no next_obs, so the state that it was cut in is missing: write the file with them"
@@ -159,10 +143,8 @@ def _episode(demo: Any, keys: Sequence[str] | None, where: str) -> Episode:
         actions=demo["actions"][:],
         rewards=demo["rewards"][:],
         terminated=terminated,
-        group=attributes.get("group"),
-        terms={k.removeprefix(TERM): float(v) for k, v in attributes.items() if k.startswith(TERM)},
-        info={k: v for k, v in attributes.items() if k not in OWN and not k.startswith(TERM)},
         extras={k: v[:] for k, v in demo.get("extras", {}).items()},
+        **from_attributes(demo.attrs, OWN),
     )
 
 
