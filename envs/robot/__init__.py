@@ -1,0 +1,1 @@
+"""Environments of robots: Meta-World's manipulation tasks, dm-control's suite, robosuite's tasks."""
