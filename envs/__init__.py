@@ -61,6 +61,12 @@ ENVIRONMENTS = {
         extra="gui",
         summary="click, type and scroll on a live page of a real browser",
     ),
+    "ManipulationAlign-v0": Entry(
+        single=".robot.manipulation:ManipulationAlignEnv",
+        batched=None,
+        extra="robot",
+        summary="move a robot's arm and gripper in one of Meta-World's 50 tasks",
+    ),
     "TabularBandit-v0": Entry(
         single=".bandit:TabularBanditEnv",
         batched=".bandit:TabularBanditVectorEnv",
