@@ -67,6 +67,12 @@ ENVIRONMENTS = {
         extra="robot",
         summary="move a robot's arm and gripper in one of Meta-World's 50 tasks",
     ),
+    "ControlAlign-v0": Entry(
+        single=".robot.control:ControlAlignEnv",
+        batched=None,
+        extra="robot",
+        summary="control a simulated body in one of the tasks of dm-control's suite",
+    ),
     "TabularBandit-v0": Entry(
         single=".bandit:TabularBanditEnv",
         batched=".bandit:TabularBanditVectorEnv",

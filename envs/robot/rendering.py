@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 BACKENDS = ("egl", "osmesa", "glfw")
 
 _OPEN: weakref.WeakSet[FastRenderer] = weakref.WeakSet()
+_DRAWN_IN: list[int] = []  # the process that drew first: its forks cannot draw, they would wait forever
 
 
 def choose_backend() -> str:
@@ -41,7 +42,7 @@ class FastRenderer:
     Pictures therefore differ from the ones that dm_control, Meta-World and robosuite draw by default: scores of
     policies that see pixels are not comparable with published ones. The model is left as it was.
 
-    Make it in the process that draws, and not before processes are forked: a graphics context does not survive that.
+    A process that was forked after something was drawn cannot draw: give ``context="forkserver"`` to what starts it.
 
     Args:
         model: ``mujoco.MjModel``.
@@ -52,6 +53,7 @@ class FastRenderer:
 
     Raises:
         ImportError: if MuJoCo or the graphics library is missing.
+        RuntimeError: in a process that was forked from one that had drawn.
         ValueError: for a camera that the model does not have.
     """
 
@@ -59,6 +61,11 @@ class FastRenderer:
         self, model: Any, height: int, width: int, camera: str | int = -1, *, hidden_groups: Sequence[int] = ()
     ) -> None:
         backend = choose_backend()
+        if _DRAWN_IN and os.getpid() not in _DRAWN_IN:
+            raise RuntimeError(
+                "pictures were drawn before this process was forked, so it cannot draw any: start it by another method "
+                "(AsyncVectorEnv and make_async take context='forkserver'), or draw nothing before"
+            )
         try:
             import mujoco
 
@@ -77,6 +84,7 @@ class FastRenderer:
             self._scene.flags[flag] = 0
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._gl: Any = context(width, height)
+        _DRAWN_IN[:] = [os.getpid()]
         self._gl.make_current()
         self._context: Any = self._make_context(height, width)
         if not _OPEN:
