@@ -119,6 +119,23 @@ def gui_screens_path(split: str = "train") -> Path:
     return _HERE / "gui" / f"{split}.parquet"
 
 
+def robot_data_path(task: str) -> Path:
+    """A few recorded episodes of a Meta-World task, good and bad, as a robomimic-layout HDF5 file.
+
+    Args:
+        task: ``"button-press"``, ``"faucet-close"``, ``"window-open"``, ``"drawer-open"`` or ``"door-close"``, with or
+            without ``-v3``.
+
+    Raises:
+        ValueError: for any other task; ``scripts/make_robot_data.py`` records it.
+    """
+    path = _HERE / "robot" / f"{task.removesuffix('-v3')}.hdf5"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.hdf5")))
+        raise ValueError(f"task is {task!r}, expected one of {there}: scripts/make_robot_data.py records others")
+    return path
+
+
 def _prompts(folder: str, split: str) -> Path:
     if split not in ("train", "eval"):
         raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
