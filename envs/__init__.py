@@ -67,6 +67,12 @@ ENVIRONMENTS = {
         extra="robot",
         summary="move a robot's arm and gripper in one of Meta-World's 50 tasks",
     ),
+    "RobosuiteAlign-v0": Entry(
+        single=".robot.robosuite:RobosuiteAlignEnv",
+        batched=None,
+        extra="robot",
+        summary="lift a cube, drop a can into a bin, put a nut on a peg, with robomimic's observations",
+    ),
     "ControlAlign-v0": Entry(
         single=".robot.control:ControlAlignEnv",
         batched=None,
