@@ -22,7 +22,7 @@ quickstart: .venv/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: lint typecheck wheel
-	$(BIN)/pytest --cov --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-fail-under=90
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -69,10 +69,15 @@ endef
 	$(PIP) -e .
 	touch $@
 
-# Text recognition draws on OpenCV, whose wheel needs two system libraries; live pages are shown by Chromium.
+# Text recognition draws on OpenCV, whose wheel needs two system libraries; live pages are shown by Chromium, and MuJoCo
+# renders through EGL. robosuite asks for an old mink, which none of its tasks here needs, and with it for an old NumPy.
 .venv/.dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	$(PIP) numba termcolor qpsolvers tqdm
+	$(PIP) --no-deps robosuite mink
 	$(BIN)/python -c 'import cv2' 2>/dev/null || $(call apt,libgl1 libglib2.0-0)
 	$(BIN)/python -c 'from aligngym.envs.gui import chromium; chromium.executable()' 2>/dev/null || \
 		$(call apt,chromium fonts-liberation fonts-dejavu-core)
+	MUJOCO_GL=egl $(BIN)/python -c 'import mujoco; mujoco.GLContext(8, 8).make_current()' 2>/dev/null || \
+		$(call apt,libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6)
 	touch $@
