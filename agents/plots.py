@@ -129,9 +129,12 @@ def plot_learning(runs: Runs, path: str | Path, title: str = "Learning curve") -
     figure, axes = _figure(2 if with_kl else 1)
     thin: dict[str, Any] = {"alpha": 0.45, "linewidth": 1}
     thick: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 2}
+    trained = False  # agents that learn from a dataset play no episodes in training
     for color, (label, group) in zip(_colors(len(groups)), groups.items(), strict=True):
         for progress, evaluation in group:
-            axes[0].plot(*_points(progress, "time/episodes", "rollout/reward_mean"), color=color, **thin)
+            if _finite(progress, "rollout/reward_mean"):
+                axes[0].plot(*_points(progress, "time/episodes", "rollout/reward_mean"), color=color, **thin)
+                trained = True
             if _finite(evaluation, "reward_mean"):
                 x, y = _points(evaluation, "episodes", "reward_mean")
                 error = np.nan_to_num(_points(evaluation, "reward_se", "reward_mean")[0])
@@ -144,12 +147,15 @@ def plot_learning(runs: Runs, path: str | Path, title: str = "Learning curve") -
             axes[0].plot([], [], color=color, linewidth=2, label=label)
     if any(_finite(e, "reward_mean") for _, e in every):
         axes[0].plot([], [], color="gray", label="evaluation ± 1 s.e.", **thick)
-    axes[0].plot([], [], color="gray", label="training", **thin)
+    if trained:
+        axes[0].plot([], [], color="gray", label="training", **thin)
     axes[0].set(title=title, ylabel="mean reward of an episode")
     axes[0].legend(frameon=False, fontsize=9)
     if with_kl:
         axes[1].set(ylabel="KL from the reference\n(nats an episode)")
-    axes[-1].set(xlabel="training episodes")
+    rates = re.compile("time/(.*)_per_second")
+    units = {found[1] for progress, _ in every for name in progress if (found := rates.fullmatch(name))}
+    axes[-1].set(xlabel=f"training {' or '.join(sorted(units)) or 'episodes'}")
     return _save(figure, path)
 
 
