@@ -32,13 +32,15 @@ def scripted_policy(task: str) -> Expert:
     name = full_task_name(task)
     from metaworld.policies import ENV_POLICY_MAP
 
-    policy = ENV_POLICY_MAP[name]()
+    controller: Any = ENV_POLICY_MAP[name]  # declared as the abstract base class
+    policy = controller()
 
     def act(state: NDArray[Any]) -> NDArray[np.float32]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Constant")  # that the answer may need to be clipped
             action = policy.get_action(np.array(state, np.float64))  # a copy: the controllers write into it
-        return np.clip(action, -1, 1, dtype=np.float32)
+        clipped: NDArray[np.float32] = np.clip(action, -1, 1, dtype=np.float32)
+        return clipped
 
     return act
 
