@@ -158,9 +158,12 @@ def play(
 ) -> None:
     """Print a few episodes and their rewards; of images, write a grid and a GIF of their denoising.
 
-    Of screenshots, write PNGs with the instruction, the target's box and the points that were clicked.
+    Of screenshots, write PNGs with the instruction, the target's box and the points that were clicked. Of simulators,
+    write a GIF an episode, with the rewards below the scene.
 
     Example: aligngym play GUIGrounding-v0 --out clicks
+
+    Example: aligngym play ManipulationAlign-v0 --env-options '{"task": "drawer-open"}' --out films
 
     Example: aligngym play LLMAlign-v0 --model runs/first --prompt "Once upon a time, there was a cat."
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
@@ -33,6 +31,7 @@ from .environment import (
     restore_environment,
 )
 from .evaluation import EvaluationResult, join, rollout_metrics, summarize
+from .interruption import interruptible
 from .policies import build_policy, policy_class
 from .policies.policy import Policy, RowNoise
 from .rollouts import collect, environment_actions
@@ -64,6 +63,11 @@ class AgentConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, tuples as lists."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @property
+    def rows(self) -> int:
+        """Environments side by side in training where they are made from an id, at most."""
+        return getattr(self, "episodes_per_iteration", 16)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -119,12 +123,11 @@ class Agent(ABC):
         self.config = config or self.config_class()
         self.seed, self.rng = seed, np.random.default_rng(seed)
         self._prediction_rng = np.random.default_rng([seed, 1])
-        rows = getattr(self.config, "episodes_per_iteration", 16)
-        self.env = make_environment(env, rows, self.environment_options("train"))
+        self.env = make_environment(env, self.config.rows, self.environment_options("train"))
         self.folder = Path(folder) if folder is not None else None
         generator = torch.Generator().manual_seed(seed)
         if not isinstance(policy, Policy):
-            policy = build_policy(self.env, policy, value=self.needs_values, generator=generator)
+            policy = self.default_policy(policy, generator)
         self.policy = policy.to(device)
         self.iteration = self.episodes = 0
         limit = getattr(self.env.spec, "max_episode_steps", None)
@@ -138,6 +141,15 @@ class Agent(ABC):
         """Arguments of the environment that suits the agent, for training (``"train"``) or evaluation."""
         own = {"reward": cls.training_reward} if cls.training_reward is not None and split == "train" else {}
         return {**cls.env_options, **own}
+
+    def default_policy(self, model: str | None, generator: torch.Generator) -> Policy:
+        """The policy that suits the environment and the algorithm where none is given.
+
+        Args:
+            model: name of a model, or None.
+            generator: source of initial weights that are drawn.
+        """
+        return build_policy(self.env, model, value=self.needs_values, generator=generator)
 
     @abstractmethod
     def _setup(self) -> None:
@@ -175,7 +187,7 @@ class Agent(ABC):
         self.callback = CallbackList([callback] if isinstance(callback, Callback) else list(callback or []))
         self.callback.set_state(restored or self._callback_state)
         target = self.episodes + total_episodes
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             self.callback.on_start(self, target)
             proceed = True
             while self.episodes < target and proceed and not interrupted():
@@ -382,23 +394,3 @@ class Agent(ABC):
 
     def _state(self) -> dict[str, Any]:
         return {}
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that an iteration is never torn; the second one interrupts as usual."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)

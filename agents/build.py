@@ -33,6 +33,24 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         ValueError: if the id is unknown, or the environment does not take an option that the experiment sets.
         FileNotFoundError: if the model was not fetched yet.
     """
+    spec, options = _named_environment(experiment, split)
+    if hasattr(environment_class(spec), "rollout"):
+        return gym.make_vec(spec, num_envs=rows, vectorization_mode="vector_entry_point", **options)
+    # Others' batched environments take one seed for all rows; groups need one a row.
+    return gym.make_vec(spec, num_envs=math.gcd(rows, 16), vectorization_mode="sync", **options)
+
+
+def make_filmed_env(experiment: Experiment) -> gym.Env[Any, Any] | None:
+    """One copy of the experiment's environment that renders arrays, for held-out states; None where it cannot."""
+    spec, options = _named_environment(experiment, "eval")
+    cls = environment_class(spec)
+    if hasattr(cls, "rollout") or "rgb_array" not in cls.metadata["render_modes"]:
+        return None
+    return gym.make(spec, render_mode="rgb_array", **options)
+
+
+def _named_environment(experiment: Experiment, split: str) -> tuple[EnvSpec, dict[str, Any]]:
+    """The environment's entry in the registry, and the arguments to make it with."""
     try:
         spec = gym.spec(experiment.env)
     except gym.error.Error as error:
@@ -55,10 +73,7 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         )
     if split != "train" and "split" in accepted:
         options.setdefault("split", split)
-    if hasattr(environment_class(spec), "rollout"):
-        return gym.make_vec(spec, num_envs=rows, vectorization_mode="vector_entry_point", **options)
-    # Others' batched environments take one seed for all rows; groups need one a row.
-    return gym.make_vec(spec, num_envs=math.gcd(rows, 16), vectorization_mode="sync", **options)
+    return spec, options
 
 
 def environment_class(spec: EnvSpec) -> Any:

@@ -123,14 +123,14 @@ def train(experiment: Experiment, config: AgentConfig | None = None, *, resume: 
     if resume is not None:
         checkpoint, folder = find_checkpoint(resume)
         check_resumable(experiment, read_run(folder)[0], folder)
-        rows = read_run(folder)[1].get("episodes_per_iteration", 16)
+        rows = cls.config_class.from_dict(read_run(folder)[1]).rows
         agent = cls.load(checkpoint, make_env(experiment, rows), config=config, device=device, run_folder=folder)
         if agent.episodes >= experiment.episodes:
             raise ValueError(
                 f"{checkpoint} has seen {agent.episodes} {agent.unit} already: give a larger episodes to go on"
             )
     else:
-        env = make_env(experiment, getattr(config, "episodes_per_iteration", 16))
+        env = make_env(experiment, (config or cls.config_class()).rows)
         policy = make_policy(experiment, env, value=cls.needs_values)
         folder = new_folder(experiment)
         agent = cls(env, policy, config, seed=experiment.seed, device=device, folder=folder)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
 from ..trajectories import Trajectories
 from .agent import Agent
-from .build import make_env, make_policy, parse_options
+from .build import make_env, make_filmed_env, make_policy, parse_options
 from .checkpoint import STATE
 from .evaluation import EvaluationResult, join, summarize
 from .experiment import RUN_FILE, Experiment, file_name, find_checkpoint, pick_device, read_run, set_threads
@@ -24,6 +26,7 @@ from .policies.policy import Policy
 from .registry import agent_class
 from .report import describe, show_episodes
 from .screens import answer_pictures, save_pictures, save_sheet
+from .videos import Film, film_episode, save_film
 
 HOMES = {
     "emoji-diffusion": "DiffusionAlign-v0",
@@ -65,7 +68,7 @@ def open_agent(
     for name in {"env_options", "policy_options"} & given.keys():
         given[name] = json.dumps(parse_options(getattr(saved, name), name) | parse_options(given[name], name))
     experiment, cls = dataclasses.replace(saved, **given), agent_class(saved.agent)
-    env, policy = make_env(saved, values.get("episodes_per_iteration", 16)), None
+    env, policy = make_env(saved, cls.config_class.from_dict(values).rows), None
     if is_denoising(env):
         here: Any = make_env(experiment, 2, split="eval")
         if here.unwrapped.max_steps != env.unwrapped.max_steps or experiment.policy_options != saved.policy_options:  # type: ignore[attr-defined]
@@ -145,7 +148,8 @@ def play(
 
     Images become ``images.png`` and ``denoising.gif``; for a run also ``untrained.png``, of the same prompts and random
     numbers, and both in pairs, ``before-after.png``. Screenshots become ``answers.png`` and a file each, with the
-    target's box and the points that were clicked; for a run also ``untrained.png``.
+    target's box and the points that were clicked; for a run also ``untrained.png``. What a simulator's camera sees
+    becomes a GIF an episode, with the rewards drawn below it.
 
     Args:
         target: see :func:`open_agent`; ``changes`` and ``rl_guidance`` too.
@@ -174,9 +178,29 @@ def play(
             folder = _folder(target, experiment) if out is None else Path(out)
             before = _untrained(experiment, agent.policy).evaluate(env, **options) if is_run(target) else None
             return _draw(played, before, env, folder)
-    if out is not None:
+    text = show_episodes(agent.evaluate(env, **options), count)
+    try:
+        films = film_episodes(agent, experiment, range(seed, seed + count), deterministic)
+    except gym.error.DependencyNotInstalled:
+        if out is not None:
+            raise
+        films = []
+    if not films and out is not None:
         raise ValueError(f"out={str(out)!r}: {experiment.env} makes no images, so nothing is written: leave it out")
-    return show_episodes(agent.evaluate(env, **options), count)
+    folder = _folder(target, experiment) if out is None else Path(out)
+    paths = [save_film(film, folder / f"{number:02}.gif") for number, film in enumerate(films, 1)]
+    return "\n".join([text, *(f"Video: {path}" for path in paths)])
+
+
+def film_episodes(agent: Agent, experiment: Experiment, seeds: Iterable[int], deterministic: bool | None) -> list[Film]:
+    """Films of the episodes that ``agent`` plays with these seeds; none where the environment draws no pictures."""
+    env = make_filmed_env(experiment)
+    if env is None:
+        return []
+    mode = agent.policy.deterministic_evaluation if deterministic is None else deterministic
+    predict = getattr(agent, "predict_rewards", None)  # of agents that learn one
+    with closing(env):
+        return [film_episode(env, agent.policy, seed=s, deterministic=mode, predict=predict) for s in seeds]
 
 
 def _held_out(experiment: Experiment, episodes: int) -> VectorEnv[Any, Any, Any]:

@@ -172,7 +172,7 @@ class _Record:
 
     def _episode_info(self, infos: dict[str, Any], ended: Flags) -> None:
         for i in np.flatnonzero(ended).tolist():
-            for key, value in _row_of(infos, i).items():
+            for key, value in info_of_row(infos, i).items():
                 if key.startswith(TERM_PREFIX):
                     term = self.terms.setdefault(key.removeprefix(TERM_PREFIX), [np.nan] * self.rows)
                     term[i] = np.nan if value is None else float(value)
@@ -258,14 +258,14 @@ def _copy(values: Any, device: torch.device) -> Tensor:
     )
 
 
-def _row_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
+def info_of_row(infos: dict[str, Any], row: int) -> dict[str, Any]:
     """The info of one environment, out of the arrays into which Gymnasium packs those of all (``_key`` says whose)."""
     info: dict[str, Any] = {}
     for key, values in infos.items():
         if (key.startswith("_") and key[1:] in infos) or not infos.get("_" + key, np.ones(row + 1))[row]:
             continue
         if isinstance(values, dict):
-            info[key] = _row_of(values, row)
+            info[key] = info_of_row(values, row)
         else:
             info[key] = values[row].item() if isinstance(values[row], np.generic) else copy.copy(values[row])
     return info

@@ -178,3 +178,14 @@ def test_rl_guidance_is_for_denoisers(tmp_path, capsys):
     output("train", "TabularBandit-v0", *args, "--out", str(tmp_path / "run"))
     assert main(["evaluate", str(tmp_path / "run"), "--rl-guidance", "2"]) == 2
     assert "TabularBandit-v0 has no denoising policy" in capsys.readouterr().err
+
+
+def test_play_films_a_simulator(tmp_path, capsys) -> None:
+    options = json.dumps({"task": "drawer-open", "max_steps": 5, "render_size": 64})
+    command = ["play", "ManipulationAlign-v0", "--episodes", "2", "--env-options", options]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["01.gif", "02.gif"]
+    assert "Episode 2" in text and f"Video: {tmp_path / '02.gif'}" in text
+    with Image.open(tmp_path / "01.gif") as gif:
+        assert gif.n_frames == 6
