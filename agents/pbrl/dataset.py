@@ -1,0 +1,100 @@
+"""Preferences between segments, and their file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .segments import Segments
+
+FORMAT, SCHEMA = "aligngym-preferences", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceDataset:
+    """Which of two segments is better, pair by pair.
+
+    Attributes:
+        segments: ``N`` of them.
+        pairs: ``[P, 2]`` int64, rows of ``segments``.
+        labels: ``[P]`` float32 in [0, 1], probability that the first one is preferred: 1 the first, 0 the second, 0.5
+            equally good.
+
+    Raises:
+        ValueError: for pairs of other segments, or labels outside [0, 1].
+    """
+
+    segments: Segments
+    pairs: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.pairs.ndim != 2 or self.pairs.shape[1] != 2 or self.labels.shape != self.pairs.shape[:1]:
+            shapes = tuple(self.pairs.shape), tuple(self.labels.shape)
+            raise ValueError(f"pairs and labels have shapes {shapes}, expected [P, 2] and [P]")
+        if bool(((self.pairs < 0) | (self.pairs >= len(self.segments))).any()):
+            raise ValueError(f"pairs name segments outside [0, {len(self.segments)})")
+        if not bool(((self.labels >= 0) & (self.labels <= 1)).all()):
+            raise ValueError(
+                "labels lie outside [0, 1] or are NaN: a label is the probability that the first segment is preferred, "
+                "and pairs that a teacher skipped are left out"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def select(self, index: Tensor) -> PreferenceDataset:
+        """Pairs ``index`` (bool mask or integer positions) of the same segments."""
+        return PreferenceDataset(segments=self.segments, pairs=self.pairs[index], labels=self.labels[index])
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, replaced at once; returns ``path``."""
+        from safetensors.torch import save
+
+        path = Path(path)
+        tensors = {f.name: getattr(self.segments, f.name) for f in fields(Segments)}
+        tensors |= {"pairs": self.pairs, "labels": self.labels}
+        metadata = {"format": FORMAT, "schema": str(SCHEMA)}
+        data = save({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        beside.write_bytes(data)
+        beside.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> PreferenceDataset:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, of another kind, or of a newer schema.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        data = Path(path).read_bytes()
+        try:
+            tensors, metadata = load(data), _metadata(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is no intact safetensors file: {error}") from error
+        names = {f.name for f in fields(Segments)} | {"pairs", "labels"}
+        if metadata.get("format") != FORMAT or tensors.keys() != names:
+            raise ValueError(f"{path} holds {sorted(tensors)}, expected preferences with {sorted(names)}")
+        if int(metadata["schema"]) > SCHEMA:
+            raise ValueError(
+                f"{path} has schema {metadata['schema']}, this version reads up to {SCHEMA}: update aligngym"
+            )
+        pairs, labels = tensors.pop("pairs"), tensors.pop("labels")
+        return cls(segments=Segments(**tensors), pairs=pairs.to(torch.int64), labels=labels.float())
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The header's free text; safetensors reads it from files only."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size])["__metadata__"]  # type: ignore[no-any-return]
