@@ -48,7 +48,7 @@ def test_all_segments_that_fit_are_cut_in_order(length, stride):
 
 
 def test_places_are_equally_likely():
-    """Episodes of 6 and 9 steps have 4 and 7 places for 3 steps: drawing the episode first would favour the short one."""
+    """Episodes of 6 and 9 steps have 4 and 7 places for 3 steps; drawing the episode first would favour the shorter."""
     segments, rewards = sample_segments(episodes(), 3, 11_000, np.random.default_rng(0))
     check(segments, rewards, 3)
     counts = torch.bincount(segments.episode * 10 + segments.start, minlength=30)
@@ -59,7 +59,9 @@ def test_places_are_equally_likely():
     assert torch.equal(again.start, segments.start)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0, 5), "length=0"), ((10, 5), "length=10.*9"), ((3, 0), "count=0")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((0, 5), "length=0"), ((10, 5), r"length=10.*9"), ((3, 0), "count=0")]
+)
 def test_what_cannot_be_drawn(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_segments(episodes(), *arguments, np.random.default_rng(0))
