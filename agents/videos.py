@@ -66,7 +66,9 @@ def film_episode(
         raise ValueError(f"render_mode of {env} is {env.render_mode!r}, expected 'rgb_array'")
     noise = RowNoise([seed + 2**62])
     observation, info = env.reset(seed=seed)
-    frames, observations, actions, given, true = [_frame(env)], [], [], [], []
+    frames, observations, actions = [_frame(env)], [], []
+    given: list[float] = []
+    true: list[float] = []
     over = False
     while not over and (max_steps is None or len(given) < max_steps):
         batch = {k: v[None] for k, v in observation.items()} if isinstance(observation, dict) else observation[None]

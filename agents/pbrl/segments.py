@@ -104,8 +104,12 @@ def _cut(episodes: Trajectories, places: Tensor, length: int) -> tuple[Segments,
     def taken(values: Tensor) -> Tensor:
         return values.cpu()[rows, steps].float()
 
+    observations, actions = taken(episodes.observations), taken(episodes.actions)
     mask = torch.ones(steps.shape, dtype=torch.bool)
-    pieces = [
-        taken(v).flatten(2) if v.ndim > 2 else taken(v)[..., None] for v in (episodes.observations, episodes.actions)
-    ]
-    return Segments(*pieces, mask, episode, start), taken(episodes.rewards)
+    segments = Segments(_flat(observations), _flat(actions), mask, episode, start)
+    return segments, taken(episodes.rewards)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """``[N, L, F]`` from ``[N, L, ...]``."""
+    return values.reshape(*values.shape[:2], -1)
