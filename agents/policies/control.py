@@ -17,6 +17,7 @@ from ...trajectories import Observations, Trajectories
 from .policy import Decision, Evaluation, Policy, RowNoise, sample_categorical
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+LOG_STD_RANGE = (-5.0, 2.0)  # of a policy whose means are squashed
 
 
 class ControlPolicy(Policy):
@@ -34,13 +35,21 @@ class ControlPolicy(Policy):
         activation: ``tanh`` or ``relu``.
         value: whether there is a critic.
         generator: source of the initial weights; the same ones every time if None.
+        squash: the mean of a Box action is ``tanh`` of the network's output, stretched over the box, and the logarithm
+            of the standard deviation is limited to [-5, 2]: the policy of IQL. The density is still the Gaussian's.
+        observation_mean: ``[F]``, taken off the flattened observations, before they are divided by
+        observation_std: ``[F]``, above 0; None, both: they are taken as they are.
 
     Raises:
         TypeError: if a space is of another kind.
-        ValueError: if ``activation`` is unknown.
+        ValueError: if ``activation`` is unknown, or actions are to be squashed that have no bounds.
     """
 
     scores_apart = True
+    observation_mean: Tensor | None
+    observation_std: Tensor | None
+    centre: Tensor
+    reach: Tensor
 
     def __init__(
         self,
@@ -50,6 +59,9 @@ class ControlPolicy(Policy):
         activation: Literal["tanh", "relu"] = "tanh",
         value: bool = True,
         generator: torch.Generator | None = None,
+        squash: bool = False,
+        observation_mean: Sequence[float] | None = None,
+        observation_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         for name, space in (("observation_space", observation_space), ("action_space", action_space)):
@@ -65,6 +77,20 @@ class ControlPolicy(Policy):
         self.actor = _perceptron([*widths, outputs], ACTIVATIONS[activation], 0.01, generator)
         self.critic = _perceptron([*widths, 1], ACTIVATIONS[activation], 1.0, generator) if value else None
         self.log_std = nn.Parameter(torch.zeros(outputs)) if isinstance(action_space, spaces.Box) else None
+        self.squash = squash
+        if squash:
+            if not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
+                raise ValueError(f"squash=True needs a Box with bounds, but the actions are {action_space}")
+            low, high = (torch.from_numpy(b).flatten().float() for b in (action_space.low, action_space.high))
+            self.register_buffer("centre", (high + low) / 2, persistent=False)
+            self.register_buffer("reach", (high - low) / 2, persistent=False)
+        self.standardize(observation_mean, observation_std)
+
+    def standardize(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Take ``(observation - mean) / std`` for the observations from now on; None, both: take them as they are."""
+        for name, values in (("observation_mean", mean), ("observation_std", std)):
+            tensor = None if values is None else torch.tensor(values, dtype=torch.float32, device=self.device)
+            self.register_buffer(name, tensor, persistent=False)
 
     @torch.no_grad()
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
@@ -78,15 +104,15 @@ class ControlPolicy(Policy):
         Returns:
             actions ``[B]`` int64 or ``[B, *shape]`` float32, and log_probs ``[B]``.
         """
-        outputs = self.actor(self._features(observation))
+        outputs = self.outputs(self.features(observation))
         if isinstance(self.action_space, spaces.Discrete):
             decision = _draw(outputs, noise, deterministic)
             return Decision(decision.actions + int(self.action_space.start), decision.log_probs)
-        assert self.log_std is not None and self.action_space.shape is not None
-        actions = outputs
+        assert self.action_space.shape is not None
+        actions, log_std = outputs, self._log_std()
         if not deterministic:
-            actions = outputs + self.log_std.exp() * noise.normal(outputs.shape[1:]).to(outputs)
-        log_probs = _gaussian_log_prob(outputs, self.log_std, actions)
+            actions = outputs + log_std.exp() * noise.normal(outputs.shape[1:]).to(outputs)
+        log_probs = _gaussian_log_prob(outputs, log_std, actions)
         return Decision(actions.reshape(-1, *self.action_space.shape), log_probs)
 
     def evaluate_actions(self, trajectories: Trajectories, *, entropy: bool = True) -> Evaluation:
@@ -95,16 +121,22 @@ class ControlPolicy(Policy):
         The entropy costs nothing here and is returned whether asked for or not.
         """
         mask = trajectories.mask
-        features = self._features(_cut(trajectories.observations, mask))
-        outputs, actions = self.actor(features[:, :-1][mask]), trajectories.actions[mask]
+        features = self.features(_cut(trajectories.observations, mask))
+        outputs, actions = self.outputs(features[:, :-1][mask]), trajectories.actions[mask]
         if isinstance(self.action_space, spaces.Discrete):
             log_probs, entropies = _score(outputs, actions - int(self.action_space.start))
         else:
-            assert self.log_std is not None
-            log_probs = _gaussian_log_prob(outputs, self.log_std, actions.flatten(1))
-            entropies = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand_as(log_probs)
+            log_std = self._log_std()
+            log_probs = _gaussian_log_prob(outputs, log_std, actions.flatten(1))
+            entropies = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand_as(log_probs)
         values = None if self.critic is None else self.critic(features)[..., 0]
         return Evaluation(_scatter(log_probs, mask), _scatter(entropies, mask), values)
+
+    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Log-probability ``[N]`` of ``actions [N, ...]`` under the distributions that :meth:`outputs` gave."""
+        if isinstance(self.action_space, spaces.Discrete):
+            return _score(outputs, actions - int(self.action_space.start))[0]
+        return _gaussian_log_prob(outputs, self._log_std(), actions.flatten(1))
 
     @property
     def has_critic(self) -> bool:
@@ -117,6 +149,9 @@ class ControlPolicy(Policy):
             "observation_space": _space_to_json(self.observation_space),
             "action_space": _space_to_json(self.action_space),
             "hidden": list(self.hidden), "activation": self.activation, "value": self.has_critic,
+            "squash": self.squash,
+            "observation_mean": None if self.observation_mean is None else self.observation_mean.tolist(),
+            "observation_std": None if self.observation_std is None else self.observation_std.tolist(),
         }  # fmt: skip
 
     @classmethod
@@ -125,8 +160,8 @@ class ControlPolicy(Policy):
         found = {k: _space_from_json(spec[k]) for k in ("observation_space", "action_space")}
         return cls(**{**spec, **found})
 
-    def _features(self, observation: Any) -> Tensor:
-        """``[..., F]`` float32 from observations with any number of leading axes."""
+    def features(self, observation: Any) -> Tensor:
+        """What the networks read: ``[..., F]`` float32 from observations with any number of leading axes."""
         tensor = torch.as_tensor(observation, device=self.device)
         if isinstance(self.observation_space, spaces.Discrete):
             # Padding is 0, which may lie below the first state; it is masked wherever it could matter.
@@ -134,7 +169,29 @@ class ControlPolicy(Policy):
             return F.one_hot(index, int(self.observation_space.n)).float()
         assert self.observation_space.shape is not None
         leading = tensor.shape[: tensor.ndim - len(self.observation_space.shape)]
-        return tensor.float().reshape(*leading, -1)
+        features = tensor.float().reshape(*leading, -1)
+        if self.observation_mean is None or self.observation_std is None:
+            return features
+        return (features - self.observation_mean) / self.observation_std
+
+    def outputs(self, features: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Logits ``[N, K]`` of the actions, or their means ``[N, D]``.
+
+        Args:
+            features: ``[N, F]``.
+            dropout: probability with which each hidden unit is left out, in training.
+            generator: source of what is left out.
+        """
+        for layer in self.actor:
+            features = layer(features)
+            if dropout and not isinstance(layer, nn.Linear):
+                drawn = torch.rand(features.shape, generator=generator, device=features.device)
+                features = features * (drawn >= dropout) / (1 - dropout)
+        return self.centre + self.reach * features.tanh() if self.squash else features
+
+    def _log_std(self) -> Tensor:
+        assert self.log_std is not None
+        return self.log_std.clamp(*LOG_STD_RANGE) if self.squash else self.log_std
 
 
 class TabularPolicy(Policy):

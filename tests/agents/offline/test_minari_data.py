@@ -10,6 +10,8 @@ import torch
 from aligngym.agents.offline.minari_data import read_minari, write_minari
 from aligngym.trajectories import Trajectories
 
+from ..recorded import play, same
+
 minari = pytest.importorskip("minari")
 
 
@@ -21,11 +23,11 @@ def described(env_id):
     }  # fmt: skip
 
 
-def test_round_trip_is_exact(episodes, assert_same, tmp_path):
+def test_round_trip_is_exact(episodes, tmp_path):
     write_minari(tmp_path / "deep" / "data", episodes, **described("MountainCarContinuous-v0"))
     back = read_minari(tmp_path / "deep" / "data")
     back.info = {key: back.info[key] for key in episodes.info}
-    assert_same(back, episodes)
+    same(back, episodes)
     assert back.log_probs[back.mask].isnan().all()
 
 
@@ -46,14 +48,14 @@ def test_minari_opens_it(episodes, tmp_path):
     assert [m["seed"] for m in dataset.storage.get_episode_metadata(range(4))] == [3, 4, 5, 6]
 
 
-def test_discrete_spaces(record, assert_same, tmp_path):
+def test_discrete_spaces(tmp_path):
     for env_id, dtype in (("CartPole-v1", torch.float32), ("CliffWalking-v1", torch.int64)):
-        episodes = record(env_id, 4, max_episode_steps=20)
+        episodes = play(env_id, 4, max_episode_steps=20)
         episodes.info = {}
         write_minari(tmp_path / env_id, episodes, **described(env_id))
         back = read_minari(tmp_path / env_id)
         assert back.observations.dtype == dtype and back.actions.dtype == torch.int64
-        assert_same(back, episodes)
+        same(back, episodes)
 
 
 def test_we_read_what_others_recorded(tmp_path):

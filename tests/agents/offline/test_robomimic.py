@@ -10,15 +10,17 @@ import torch
 from aligngym.agents.offline.robomimic import read_env_args, read_robomimic, write_robomimic
 from aligngym.trajectories import Trajectories
 
+from ..recorded import play, same
+
 h5py = pytest.importorskip("h5py")
 ENV_ARGS = {"env_name": "Pendulum-v1", "type": 2, "env_kwargs": {"g": 9.81}}
 
 
-def test_round_trip_is_exact(episodes, assert_same, tmp_path):
+def test_round_trip_is_exact(episodes, tmp_path):
     write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS)
     back = read_robomimic(tmp_path / "a.hdf5")
     back.info = {key: back.info[key] for key in episodes.info}
-    assert_same(back, episodes)
+    same(back, episodes)
     assert back.log_probs[back.mask].isnan().all() and (back.log_probs[~back.mask] == 0).all()
     assert read_env_args(tmp_path / "a.hdf5") == ENV_ARGS
     write_robomimic(tmp_path / "b.hdf5", back, env_args=ENV_ARGS)
@@ -48,12 +50,12 @@ def test_a_time_limit_is_no_end(episodes, tmp_path):
         assert [bool(file[f"data/demo_{i}"].attrs["truncated"]) for i in range(4)] == [True, False, False, True]
 
 
-def test_splits_and_many_demonstrations(record, assert_same, tmp_path):
-    episodes = record("Pendulum-v1", 12, max_episode_steps=2)
+def test_splits_and_many_demonstrations(tmp_path):
+    episodes = play("Pendulum-v1", 12, max_episode_steps=2)
     del episodes.info["invalid"]
     write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS, masks={"valid": [11, 2]})
-    assert_same(read_robomimic(tmp_path / "a.hdf5"), episodes)  # demo_10 comes after demo_9
-    assert_same(read_robomimic(tmp_path / "a.hdf5", mask="valid"), episodes.select(torch.tensor([2, 11])))
+    same(read_robomimic(tmp_path / "a.hdf5"), episodes)  # demo_10 comes after demo_9
+    same(read_robomimic(tmp_path / "a.hdf5", mask="valid"), episodes.select(torch.tensor([2, 11])))
     with pytest.raises(ValueError, match=r"no split 'train'; there are: valid"):
         read_robomimic(tmp_path / "a.hdf5", mask="train")
     with pytest.raises(ValueError, match=r"masks\['valid'\] holds 12, expected numbers from 0 to 11"):
