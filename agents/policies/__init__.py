@@ -21,6 +21,7 @@ CLASSES = {
     "DenoiserPolicy": ".denoiser_policy",
     "ControlPolicy": ".control",
     "TabularPolicy": ".control",
+    "SB3Policy": ".sb3_policy",
 }
 
 

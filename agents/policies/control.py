@@ -146,8 +146,8 @@ class ControlPolicy(Policy):
     def spec(self) -> dict[str, Any]:
         """JSON-able description from which ``from_spec`` rebuilds the policy around saved tensors."""
         return {
-            "observation_space": _space_to_json(self.observation_space),
-            "action_space": _space_to_json(self.action_space),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
             "hidden": list(self.hidden), "activation": self.activation, "value": self.has_critic,
             "squash": self.squash,
             "observation_mean": None if self.observation_mean is None else self.observation_mean.tolist(),
@@ -157,7 +157,7 @@ class ControlPolicy(Policy):
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Self:
         """Inverse of :meth:`spec`, but for the values of the parameters."""
-        found = {k: _space_from_json(spec[k]) for k in ("observation_space", "action_space")}
+        found = {k: space_from_json(spec[k]) for k in ("observation_space", "action_space")}
         return cls(**{**spec, **found})
 
     def features(self, observation: Any) -> Tensor:
@@ -275,21 +275,32 @@ class TabularPolicy(Policy):
         return torch.as_tensor(observation, device=self.device).long()
 
 
-def _space_to_json(space: Space[Any]) -> dict[str, Any]:
+def space_to_json(space: Space[Any]) -> dict[str, Any]:
+    """A Box, a Discrete, or a dictionary of them as JSON; bounds that are all equal as one number."""
+    if isinstance(space, spaces.Dict):
+        return {"spaces": {k: space_to_json(v) for k, v in space.spaces.items()}}
     if isinstance(space, spaces.Discrete):
         return {"n": int(space.n), "start": int(space.start)}
     assert isinstance(space, spaces.Box)
-    bounds = {k: np.where(np.isfinite(v), v, 0).tolist() for k, v in (("low", space.low), ("high", space.high))}
-    finite = {f"finite_{k}": np.isfinite(v).tolist() for k, v in (("low", space.low), ("high", space.high))}
-    return {**bounds, **finite, "dtype": str(space.dtype)}
+    values: dict[str, Any] = {"dtype": str(space.dtype), "shape": list(space.shape)}
+    for name, bound in (("low", space.low), ("high", space.high)):
+        bound = bound.flat[0] if bound.size and (bound == bound.flat[0]).all() else bound
+        values |= {name: np.where(np.isfinite(bound), bound, 0).tolist(), f"finite_{name}": np.isfinite(bound).tolist()}
+    return values
 
 
-def _space_from_json(values: dict[str, Any]) -> Space[Any]:
+def space_from_json(values: dict[str, Any]) -> Space[Any]:
+    """Inverse of :func:`space_to_json`."""
+    if "spaces" in values:
+        return spaces.Dict({k: space_from_json(v) for k, v in values["spaces"].items()})
     if "n" in values:
         return spaces.Discrete(values["n"], start=values["start"])
     dtype = np.dtype(values["dtype"])
-    low = np.where(values["finite_low"], np.asarray(values["low"], dtype), -np.inf)
-    high = np.where(values["finite_high"], np.asarray(values["high"], dtype), np.inf)
+    shape = tuple(values.get("shape", np.shape(values["low"])))  # of older checkpoints, which list all bounds
+    low, high = (
+        np.where(np.broadcast_to(values[f"finite_{k}"], shape), np.asarray(values[k], dtype), infinity)
+        for k, infinity in (("low", -np.inf), ("high", np.inf))
+    )
     return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
 
 
