@@ -42,21 +42,21 @@ class IQLConfig(OfflineConfig):
 
     Attributes:
         expectile: tau. 0.7 to 0.75 for most, 0.9 where good ways must be stitched together (mazes).
-        temperature: beta, which multiplies the advantage: 0 is behaviour cloning. 3 for locomotion and Meta-World, 0.5
+        beta: inverse temperature, which multiplies the advantage: 0 is behaviour cloning. 3 for locomotion and Meta-World, 0.5
             for demonstrations of robosuite and Adroit, 10 for mazes. It has the unit of one over the rewards.
         gamma: discount.
         target_mix: share of the critics in each update of their targets.
     """
 
     expectile: float = 0.7
-    temperature: float = 3.0
+    beta: float = 3.0
     gamma: float = 0.99
     target_mix: float = 0.005
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(("expectile",), lambda v: 0 < v < 1, "in (0, 1)")
-        self.require(("temperature",), lambda v: v >= 0, "at least 0")
+        self.require(("beta",), lambda v: v >= 0, "at least 0")
         self.require(("gamma",), lambda v: 0 <= v <= 1, "in [0, 1]")
         self.require(("target_mix",), lambda v: 0 < v <= 1, "in (0, 1]")
 
@@ -111,7 +111,7 @@ class IQL(OfflineAgent):
         with torch.no_grad():
             now, then = self.value(torch.cat([batch.observations, batch.next_observations]))[0].chunk(2)
             advantages = lowest - now
-            weights = advantage_weights(advantages, c.temperature)
+            weights = advantage_weights(advantages, c.beta)
             goals = batch.rewards + c.gamma * torch.where(batch.terminal, 0, then)
         actor_loss = -(weights * self.policy.log_prob(self.outputs(batch, dropout), batch.actions)).mean()
         critic_loss = (self.critics(pairs) - goals).square().mean(1).sum()

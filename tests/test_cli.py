@@ -14,6 +14,7 @@ from aligngym.agents.callbacks import read_jsonl, read_table
 from aligngym.agents.checkpoint import load_checkpoint
 from aligngym.agents.experiment import Experiment, best_of_n_returns, find_checkpoint, train
 from aligngym.agents.grpo import GRPOConfig
+from aligngym.agents.registry import AGENTS
 from aligngym.agents.report import Report
 from aligngym.cli import COMMANDS, main
 
@@ -339,6 +340,13 @@ def test_help_teaches_by_example(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     assert f"aligngym {command}" in capsys.readouterr().out.split("options")[0].replace("usage: ", "", 1)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_options_of_every_agent_have_names_of_their_own(agent, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--agent", agent, "--help"])
+    assert left.value.code == 0 and "--eval-episodes" in capsys.readouterr().out
 
 
 def test_help_of_train_explains_the_options_of_the_agent(capsys):

@@ -140,7 +140,7 @@ def reference_updates(agent, batches):
         lowest = torch.minimum(*targets(pairs)).detach()
         u = lowest - value(states)[0]
         descend(0, (abs(c.expectile - (u < 0).float()) * u**2).mean())
-        weights = torch.exp(c.temperature * (lowest - value(states)[0].detach())).clamp(max=100)
+        weights = torch.exp(c.beta * (lowest - value(states)[0].detach())).clamp(max=100)
         normal = torch.distributions.Normal(2 * torch.tanh(policy.actor(states)), policy.log_std.clamp(-5, 2).exp())
         for group in optimizers[1].param_groups:
             group["lr"] = cosine(c.learning_rate, i, c.total_updates)
@@ -155,7 +155,7 @@ def reference_updates(agent, batches):
 
 
 def test_updates_are_those_of_the_paper_in_their_order(pendulum):
-    config = IQLConfig(**{**SMALL, "total_updates": 20, "learning_rate": 1e-2, "target_mix": 0.3}, temperature=0.01)
+    config = IQLConfig(**{**SMALL, "total_updates": 20, "learning_rate": 1e-2, "target_mix": 0.3}, beta=0.01)
     pendulum.terminated[:2], pendulum.truncated[:2] = True, False
     agent = IQL(make("Pendulum-v1"), None, config, dataset=pendulum)
     rng = copy.deepcopy(agent.rng)
@@ -170,9 +170,9 @@ def test_updates_are_those_of_the_paper_in_their_order(pendulum):
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_without_temperature_it_is_behaviour_cloning_bit_for_bit(pendulum, dropout):
     options = SMALL | {"actor_dropout": dropout, "total_updates": 100}
-    iql = IQL(make("Pendulum-v1"), None, IQLConfig(**options, temperature=0.0), dataset=pendulum, seed=5).learn(50)
+    iql = IQL(make("Pendulum-v1"), None, IQLConfig(**options, beta=0.0), dataset=pendulum, seed=5).learn(50)
     cloned = BC(make("Pendulum-v1"), None, BCConfig(**options), dataset=pendulum, seed=5).learn(50)
-    other = IQL(make("Pendulum-v1"), None, IQLConfig(**options, temperature=1e-3), dataset=pendulum, seed=5).learn(50)
+    other = IQL(make("Pendulum-v1"), None, IQLConfig(**options, beta=1e-3), dataset=pendulum, seed=5).learn(50)
     for (name, one), two, three in zip(
         iql.policy.named_parameters(), cloned.policy.parameters(), other.policy.parameters(), strict=True
     ):
@@ -259,7 +259,7 @@ def test_infinite_losses_are_reported(pendulum):
     [
         ({"expectile": 1.0}, "expectile=1.0"),
         ({"expectile": 0.0}, "expectile=0.0"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"beta": -1.0}, "beta=-1.0"),
         ({"gamma": 1.1}, "gamma=1.1"),
         ({"target_mix": 0.0}, "target_mix=0.0"),
         ({"batch_size": 0}, "batch_size=0"),
