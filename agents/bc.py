@@ -3,7 +3,7 @@ r"""Behaviour cloning: do what was done in a dataset.
 .. math:: L = -\frac{1}{N} \sum_i \log \pi(a_i | s_i)
 
 or, for means alone, the squared error :math:`\frac{1}{N} \sum_i |a_i - \mu(s_i)|^2`. Rewards are not read. It is IQL
-with a temperature of 0. Pomerleau 1988, "ALVINN".
+with a beta of 0. Pomerleau 1988, "ALVINN".
 
 Deviations: policy, learning rate and its schedule are IQL's, so that the two can be compared.
 """

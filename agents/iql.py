@@ -10,9 +10,9 @@ best of them. The policy imitates the actions that are better than that more. Ea
 then the policy and the critics with the new V, then moves the targets. Paper: arXiv 2110.06169 (ICLR 2022), and its
 code.
 
-The temperature :math:`\beta` multiplies the advantage, as in the paper; robomimic and IPL divide by theirs. The policy
-is a Gaussian with squashed means and a standard deviation that no state moves, and its density is not corrected for
-tanh. An episode that was cut by a time limit goes on in the target: ``d`` is 1 for terminations only.
+The inverse temperature :math:`\beta` multiplies the advantage, as in the paper; robomimic and IPL divide by theirs. The
+policy is a Gaussian with squashed means and a standard deviation that no state moves, and its density is not corrected
+for tanh. An episode that was cut by a time limit goes on in the target: ``d`` is 1 for terminations only.
 
 Deviations: the last layer of the policy starts a hundredth as large (the start of this package's other policies).
 Discrete actions have a categorical policy, and are one-hot for the critics.
@@ -42,8 +42,9 @@ class IQLConfig(OfflineConfig):
 
     Attributes:
         expectile: tau. 0.7 to 0.75 for most, 0.9 where good ways must be stitched together (mazes).
-        beta: inverse temperature, which multiplies the advantage: 0 is behaviour cloning. 3 for locomotion and Meta-World, 0.5
-            for demonstrations of robosuite and Adroit, 10 for mazes. It has the unit of one over the rewards.
+        beta: inverse temperature, which multiplies the advantage: 0 is behaviour cloning. 3 for locomotion and
+            Meta-World, 0.5 for demonstrations of robosuite and Adroit, 10 for mazes. It has the unit of one over the
+            rewards, see return_range.
         gamma: discount.
         target_mix: share of the critics in each update of their targets.
     """
@@ -71,15 +72,15 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
 
 
-def advantage_weights(advantages: Tensor, temperature: float, limit: float = WEIGHT_LIMIT) -> Tensor:
-    """``min(exp(temperature * advantage), limit)``, the weight of each action in the policy's regression.
+def advantage_weights(advantages: Tensor, beta: float, limit: float = WEIGHT_LIMIT) -> Tensor:
+    """``min(exp(beta * advantage), limit)``, the weight of each action in the policy's regression.
 
     Args:
         advantages: ``Q - V``, any shape.
-        temperature: multiplies; 0 gives 1 for all.
+        beta: the inverse temperature; 0 gives 1 for all.
         limit: largest weight.
     """
-    return (temperature * advantages).exp().clamp(max=limit)
+    return (beta * advantages).exp().clamp(max=limit)
 
 
 class IQL(OfflineAgent):

@@ -33,6 +33,9 @@ class OfflineConfig(AgentConfig):
         observation_keys: the observations of a robomimic file, joined in this order; () takes all, by name.
         standardize: observations get mean 0 and standard deviation 1 over the dataset, dimensions that do not vary
             excepted. Off in the papers.
+        return_range: rewards are scaled so that the dataset's best and worst return differ by this; 0 leaves them. A
+            reward that was learned has no scale of its own, and IQL's beta wants one: 1000 is usual for
+            locomotion, the length of an episode for manipulation.
         updates_per_iteration: gradient updates between two callbacks.
         batch_size: transitions an update.
         hidden: widths of the hidden layers of every network that the agent makes.
@@ -45,6 +48,7 @@ class OfflineConfig(AgentConfig):
     dataset: str | None = None
     observation_keys: tuple[str, ...] = ()
     standardize: bool = False
+    return_range: float = 0.0
     updates_per_iteration: int = 1000
     batch_size: int = 256
     hidden: tuple[int, ...] = (256, 256)
@@ -56,7 +60,7 @@ class OfflineConfig(AgentConfig):
         super().__post_init__()
         self.require(("updates_per_iteration", "batch_size", "learning_rate"), lambda v: v > 0, "above 0")
         self.require(("hidden",), lambda v: v and min(v) > 0, "one width or more, each above 0")
-        self.require(("total_updates",), lambda v: v >= 0, "at least 0")
+        self.require(("total_updates", "return_range"), lambda v: v >= 0, "at least 0")
         self.require(("actor_dropout",), lambda v: 0 <= v < 1, "in [0, 1)")
 
 
@@ -139,11 +143,17 @@ class OfflineAgent(Agent):
             std = flat.std(0, correction=0)
             self.policy.standardize(flat.mean(0).tolist(), torch.where(std > 1e-6, std, 1.0).tolist())
         shape = self.env.single_observation_space.shape or ()
-        observed = {
+        changed = {
             name: self.policy.features(getattr(steps, name).reshape(-1, *shape))
             for name in ("observations", "next_observations")
         }
-        self.data = replace(steps, **observed)
+        if self.config.return_range:
+            returns = episodes.returns[episodes.valid]
+            spread = (returns.max() - returns.min()).item()
+            if not spread:
+                raise ValueError(f"return_range={self.config.return_range}, but all returns of the dataset are equal")
+            changed["rewards"] = steps.rewards * (self.config.return_range / spread)
+        self.data = replace(steps, **changed)
 
     def learn(self, total_episodes: int, callback: Callback | Sequence[Callback] | None = None) -> Self:
         """Train for at least ``total_episodes`` further updates; see :meth:`Agent.learn`.

@@ -48,19 +48,19 @@ def test_expectile_loss_in_numbers():
     assert expectile_loss(difference, 0.7).tolist() == pytest.approx([0.3 * 4, 0, 0.7 * 9])
 
 
-def test_weights_multiply_by_the_temperature():
+def test_weights_multiply_by_beta():
     """Dividing, as robomimic does, would give exp(1 / 3)."""
     assert advantage_weights(torch.tensor([1.0]), 3.0).item() == pytest.approx(math.exp(3))
     assert advantage_weights(torch.tensor([2.0, -2.0]), 0.5).tolist() == pytest.approx([math.e, 1 / math.e])
 
 
-def test_weights_are_limited_and_one_without_temperature_or_advantage():
+def test_weights_are_limited_and_one_without_beta_or_advantage():
     assert advantage_weights(torch.tensor([1.5, 1.6, 1e6]), 3.0).tolist() == pytest.approx([math.exp(4.5), 100, 100])
     assert advantage_weights(torch.tensor([-5.0, 0.0, 5.0]), 0.0).tolist() == [1, 1, 1]
     assert advantage_weights(torch.zeros(3), 3.0).tolist() == [1, 1, 1]
 
 
-def tabular(seeds, expectile, temperature=3.0):
+def tabular(seeds, expectile, beta=3.0):
     """The fixed point of IQL's losses on LineKey: the extracted policies and the critics, ``[seeds, 21, 3]`` each."""
     counts = np.zeros((len(seeds), 21, 3, 21))
     paid = np.zeros((len(seeds), 21, 3))
@@ -82,7 +82,7 @@ def tabular(seeds, expectile, temperature=3.0):
         (gradient,) = torch.autograd.grad(loss, values)
         values = (values - 0.5 * gradient).detach().requires_grad_()
     # The maximiser of the weighted log-likelihood.
-    weighted = visits * advantage_weights(critics - values.detach()[..., None], temperature)
+    weighted = visits * advantage_weights(critics - values.detach()[..., None], beta)
     return (weighted / weighted.sum(-1, keepdim=True)).numpy(), critics.numpy()
 
 
@@ -168,7 +168,7 @@ def test_updates_are_those_of_the_paper_in_their_order(pendulum):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_without_temperature_it_is_behaviour_cloning_bit_for_bit(pendulum, dropout):
+def test_without_beta_it_is_behaviour_cloning_bit_for_bit(pendulum, dropout):
     options = SMALL | {"actor_dropout": dropout, "total_updates": 100}
     iql = IQL(make("Pendulum-v1"), None, IQLConfig(**options, beta=0.0), dataset=pendulum, seed=5).learn(50)
     cloned = BC(make("Pendulum-v1"), None, BCConfig(**options), dataset=pendulum, seed=5).learn(50)

@@ -124,6 +124,16 @@ def test_standardized_observations(pendulum, tmp_path):
     assert np.array_equal(loaded.predict(raw.numpy())[0], agent.predict(raw.numpy())[0])
 
 
+def test_rewards_on_the_scale_of_returns(pendulum):
+    agent = IQL("Pendulum-v1", config=IQLConfig(return_range=200), dataset=pendulum)
+    returns = pendulum.returns
+    expected = pendulum.rewards[pendulum.mask] * 200 / (returns.max() - returns.min())
+    torch.testing.assert_close(agent.data.rewards, expected)
+    alike = dataclasses.replace(pendulum, rewards=torch.ones_like(pendulum.rewards))
+    with pytest.raises(ValueError, match="all returns of the dataset are equal"):
+        IQL("Pendulum-v1", config=IQLConfig(return_range=200), dataset=alike)
+
+
 def test_dropout_is_reproducible_and_only_in_training(pendulum):
     one, two, other = (
         BC("Pendulum-v1", config=BCConfig(**SMALL, actor_dropout=rate), dataset=pendulum).learn(20)
