@@ -177,11 +177,11 @@ class Block(nn.Module):
         causal = allowed is None and not last
         mixed = F.scaled_dot_product_attention(query, key, value, allowed, dropout, causal)
         x = x + F.dropout(self.project(mixed.transpose(1, 2).flatten(2)), dropout)
-        return x + F.dropout(self.mlp(self.before_mlp(x)), dropout)  # type: ignore[no-any-return]
+        return x + F.dropout(self.mlp(self.before_mlp(x)), dropout)
 
     def _split(self, x: Tensor) -> Tensor:
         """``[B, T, W]`` to ``[B, heads, T, W / heads]``."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def _allowed(mask: Tensor) -> Tensor | None:
