@@ -43,6 +43,7 @@ AGENTS = {
         ".aepo:AEPO", "several points an answer, paid for finding the target early: adaptive exploration for grounding"
     ),
     "iql": Entry(".iql:IQL", "implicit Q-learning on recorded episodes"),
+    "pearl": Entry(".pearl:PEARL", "IQL on a reward learned from another task's preferences, by Gromov-Wasserstein"),
     "bc": Entry(".bc:BC", "behaviour cloning on recorded episodes"),
     "sac": Entry(".sb3:SAC", "Stable-Baselines3's soft actor-critic, for continuous control"),
     "sb3-ppo": Entry(".sb3:SB3PPO", "Stable-Baselines3's PPO, on segments of fixed length"),

@@ -18,6 +18,7 @@ CLAIMS = {
     "rlg": ".rlg",
     "infigui-g1": ".infigui_g1",
     "visual-jigsaw": ".visual_jigsaw",
+    "pearl": ".pearl",
 }
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .segments import Segments
@@ -51,6 +53,19 @@ class PreferenceDataset:
     def select(self, index: Tensor) -> PreferenceDataset:
         """Pairs ``index`` (bool mask or integer positions) of the same segments."""
         return PreferenceDataset(segments=self.segments, pairs=self.pairs[index], labels=self.labels[index])
+
+    def table(self) -> NDArray[np.float64]:
+        """``[N, N]``: the label of the row against the column, 1 less it the other way round; NaN where there is none.
+
+        Pairs that were asked more than once have the mean of their labels.
+        """
+        total, count = np.zeros((2, len(self.segments), len(self.segments)))
+        first, second = self.pairs.cpu().numpy().T
+        labels = self.labels.double().cpu().numpy()
+        for rows, columns, values in ((first, second, labels), (second, first, 1 - labels)):
+            np.add.at(total, (rows, columns), values)
+            np.add.at(count, (rows, columns), 1)
+        return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, replaced at once; returns ``path``."""
