@@ -184,13 +184,13 @@ def test_the_value_is_the_loss_of_the_plan():
 def noise_table():
     """Mean accuracy of transferred labels by number of segments, noise and starts."""
     found = {}
-    cases = [(0, 1), (0.05, 1), (0.2, 1), (0.2, 6), (0.4, 1), (0.4, 6), (0.8, 6)]
+    cases = [(0, 1), (0.05, 1), (0.2, 1), (0.2, 6), (0.4, 1), (0.4, 6), (0.8, 1), (0.8, 6)]
     for count, noise, starts in [*((32, *case) for case in cases), (8, 0.2, 6)]:
         accuracies = []
-        for seed in range(12):
+        for seed in range(20):
             rng = np.random.default_rng(seed)
-            quality, points, order = rng.normal(size=count), rng.normal(size=(count, 4)), rng.permutation(count)
-            points[:, 0] += 2 * quality
+            quality, points, order = rng.normal(size=count), rng.normal(size=(count, 4)) / 2, rng.permutation(count)
+            points[:, :2] += np.stack([2 * quality, quality**2], 1)
             moved = (points @ rotation(rng, 8)[:4])[order] + noise * rng.normal(size=(count, 8))
             plan, _ = gromov_wasserstein(distances(points), distances(moved), starts=starts, rng=rng)
             accuracies.append(transfer_accuracy(transfer_labels(plan, table(quality)), table(quality[order])))
@@ -201,11 +201,12 @@ def noise_table():
 def test_accuracy_falls_with_noise_and_rises_with_starts_and_size(noise_table):
     assert noise_table[32, 0, 1] == 1
     assert noise_table[32, 0.05, 1] > 0.95
-    assert 0.7 < noise_table[32, 0.2, 1] < 0.97
-    assert 0.5 < noise_table[32, 0.8, 6] < 0.8
-    assert noise_table[32, 0.2, 6] > noise_table[32, 0.4, 6] > noise_table[32, 0.8, 6]
-    assert noise_table[32, 0.4, 6] > noise_table[32, 0.4, 1] + 0.03
-    assert noise_table[32, 0.2, 6] > noise_table[8, 0.2, 6]
+    for (noise, starts), expected in {(0.2, 1): 0.89, (0.2, 6): 0.93, (0.4, 1): 0.77, (0.4, 6): 0.87}.items():
+        assert noise_table[32, noise, starts] == pytest.approx(expected, abs=0.06)
+    assert noise_table[32, 0.8, 1] == pytest.approx(0.6, abs=0.1)
+    assert noise_table[32, 0.4, 6] > noise_table[32, 0.4, 1] + 0.05
+    assert noise_table[32, 0.4, 6] > noise_table[32, 0.8, 6] > noise_table[32, 0.8, 1]
+    assert noise_table[32, 0.2, 6] > noise_table[8, 0.2, 6] + 0.03
 
 
 def test_distances_are_of_standardised_segments():
