@@ -215,3 +215,48 @@ def test_a_table_scores_its_states():
     assert TabularPolicy(3, 2, value=False).evaluate_actions(episodes).values is None
     with pytest.raises(ValueError, match="got 0 and 2"):
         TabularPolicy(0, 2)
+
+
+def test_squashed_means_fill_the_box_and_the_density_is_the_gaussians():
+    box = spaces.Box(np.float32([-1, 0]), np.float32([1, 4]), dtype=np.float32)
+    policy = ControlPolicy(VECTOR, box, value=False, squash=True)
+    policy.actor[-1].weight.data *= 1000
+    policy.log_std.data = torch.tensor([-9.0, 5.0])
+    seen = torch.as_tensor(observations(VECTOR, 40))
+    means = policy.act(seen, RowNoise(range(40)), deterministic=True).actions
+    assert all(mean in box for mean in means.numpy())
+    assert means.amin(0)[1] < 0.5 and means.amax(0)[1] > 3.5
+    reference = torch.distributions.Normal(
+        torch.tensor([0.0, 2.0]) + torch.tensor([1.0, 2.0]) * policy.actor(seen).tanh(), torch.tensor([-5.0, 2.0]).exp()
+    )
+    drawn = policy.act(seen, RowNoise(range(40)))
+    torch.testing.assert_close(drawn.log_probs, reference.log_prob(drawn.actions).sum(-1))
+    scored = policy.log_prob(policy.outputs(policy.features(seen)), drawn.actions)
+    torch.testing.assert_close(scored, drawn.log_probs)
+    episodes = played(policy, VECTOR)
+    again = policy.evaluate_actions(episodes)
+    torch.testing.assert_close(again.log_probs, episodes.log_probs)
+    torch.testing.assert_close(
+        again.entropy[episodes.mask], reference.entropy().sum(-1)[:1].expand(int(episodes.mask.sum()))
+    )
+
+
+@pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.Box(-np.inf, np.inf, (2,), np.float32)])
+def test_only_bounded_actions_are_squashed(actions):
+    with pytest.raises(ValueError, match="squash=True needs a Box with bounds"):
+        ControlPolicy(VECTOR, actions, squash=True)
+
+
+def test_standardisation_and_squashing_are_in_the_spec():
+    policy = ControlPolicy(VECTOR, VECTOR, squash=True)
+    policy.standardize([0.1, 0.2, 0.3], [1.0, 2.0, 1 / 3])
+    seen = torch.as_tensor(observations(VECTOR, 5))
+    torch.testing.assert_close(
+        policy.features(seen), (seen - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([1, 2, 1 / 3])
+    )
+    again = ControlPolicy.from_spec(json.loads(json.dumps(policy.spec())))
+    again.load_state_dict(policy.state_dict())
+    one, two = (p.act(seen, RowNoise(range(5))) for p in (policy, again))
+    assert torch.equal(one.actions, two.actions) and torch.equal(one.log_probs, two.log_probs)
+    policy.standardize(None, None)
+    assert torch.equal(policy.features(seen), seen)
