@@ -1,9 +1,8 @@
-"""Which pairs of segments to ask about: at random, where the members of an ensemble disagree, or where it is unsure.
+r"""Queries: which pairs of segments a teacher is asked about.
 
-The informed ways choose from candidates, of which B-Pref and PEBBLE draw ten times as many as they ask::
-
-    candidates = uniform_queries(len(segments), 10 * count, rng)
-    pairs = disagreement_queries(logits, candidates, count)
+Of many candidates, those are chosen about which an ensemble of reward models disagrees, or is uncertain. A member
+whose segment scores are :math:`\ell_k` holds :math:`p_k = \sigma(\ell_k(x) - \ell_k(x'))` for the probability that the
+first is preferred.
 """
 
 from __future__ import annotations
@@ -13,84 +12,80 @@ import torch
 from torch import Tensor
 
 
-def uniform_queries(segments: int, count: int, rng: np.random.Generator) -> Tensor:
-    """Different pairs of different segments, every such set equally likely, and either one first.
-
-    Args:
-        segments: how many there are to choose from.
-        count: pairs, at most ``segments * (segments - 1) / 2``.
-        rng: draws.
-
-    Returns:
-        ``[count, 2]`` int64, rows of the segments.
+def random_pairs(segments: int, count: int, rng: np.random.Generator) -> Tensor:
+    """Candidates: pairs ``[count, 2]`` int64 of two different ones of ``segments``, uniformly, with replacement.
 
     Raises:
-        ValueError: if there are no ``count`` pairs.
+        ValueError: for fewer than two segments, or no pair.
     """
-    possible = segments * (segments - 1) // 2
-    if not 1 <= count <= possible:
-        raise ValueError(f"count={count}: must be in [1, {possible}], the pairs that {segments} segments make")
-    numbers = rng.choice(possible, count, replace=False)
-    # On a circle every pair is a place and a distance to walk from there, at most half way round.
-    one, distance = numbers % segments, numbers // segments + 1
-    pairs = np.stack([one, (one + distance) % segments], 1)
-    swap = rng.random(count) < 0.5
-    pairs[swap] = pairs[swap, ::-1]
-    return torch.from_numpy(pairs)
+    if segments < 2 or count < 1:
+        raise ValueError(f"segments={segments}, count={count}: must be at least 2, and 1")
+    first = rng.integers(segments, size=count)
+    second = (first + rng.integers(1, segments, size=count)) % segments
+    return torch.from_numpy(np.stack([first, second], 1))
 
 
-def disagreement_queries(logits: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """The candidates over which the members of an ensemble disagree most, in the standard deviation of P(first).
-
-    Args:
-        logits: ``[M, N]`` of ``M`` members for ``N`` segments; the probability that one prefers segment i to j is
-            ``sigmoid(logits[i] - logits[j])``.
-        candidates: ``[C, 2]`` rows of segments.
-        count: pairs, at most ``C``.
+def uniform_queries(candidates: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """``count`` of the candidates ``[C, 2]``, uniformly, without replacement.
 
     Returns:
-        ``[count, 2]``, most disputed first; of equals the earlier candidate.
+        ``[count, 2]``, in random order.
 
     Raises:
-        ValueError: for shapes that do not match, a count outside [1, C], or a single member.
+        ValueError: if there are fewer candidates.
     """
-    if len(logits) < 2:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}: one member cannot disagree, expected at least two")
-    return _most(_probabilities(logits, candidates).std(0, correction=0), candidates, count)
+    _check(candidates, count)
+    chosen = torch.from_numpy(rng.choice(len(candidates), count, replace=False))
+    return candidates[chosen.to(candidates.device)]
 
 
-def entropy_queries(logits: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """The candidates whose answer an ensemble knows least, in the entropy of the members' mean P(first).
+def disagreement_queries(candidates: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Candidates for which the members' probabilities :math:`p_k` differ most, in standard deviation.
 
-    Deviation: B-Pref's code takes the mean of the members' entropies, which are small where members that are each
-    sure contradict one another. For one member both are the same.
+    As in PEBBLE and B-Pref.
 
     Args:
-        logits: as in :func:`disagreement_queries`; one member suffices.
-        candidates: ``[C, 2]`` rows of segments.
-        count: pairs, at most ``C``.
+        candidates: ``[C, 2]`` int64, rows of segments.
+        scores: ``[K, N]`` of ``N`` segments by at least two members, as
+            :meth:`.RewardModel.member_scores` gives them.
+        count: how many.
 
     Returns:
-        ``[count, 2]``, least known first; of equals the earlier candidate.
+        ``[count, 2]``, most disputed first; of equal ones, which come first in the candidates.
 
     Raises:
-        ValueError: as :func:`disagreement_queries`.
+        ValueError: if there are fewer candidates, or a single member.
     """
-    mean = _probabilities(logits, candidates).mean(0)
-    return _most(torch.special.entr(mean) + torch.special.entr(1 - mean), candidates, count)
+    if scores.ndim == 2 and len(scores) < 2:
+        raise ValueError(f"scores have {len(scores)} member: disagreement takes at least 2")
+    return _top(candidates, _probabilities(candidates, scores, count).std(0, correction=0), count)
 
 
-def _probabilities(logits: Tensor, candidates: Tensor) -> Tensor:
-    """``[M, C]`` float64: P(first is preferred) by each member."""
-    if logits.ndim != 2 or candidates.ndim != 2 or candidates.shape[1] != 2:
-        shapes = tuple(logits.shape), tuple(candidates.shape)
-        raise ValueError(f"logits and candidates have shapes {shapes}, expected [M, N] and [C, 2]")
-    first, second = logits.detach().double()[:, candidates.to(logits.device)].unbind(2)
+def entropy_queries(candidates: Tensor, scores: Tensor, count: int) -> Tensor:
+    r"""Candidates whose mean probability :math:`p = \frac1K \sum_k p_k` has the greatest entropy.
+
+    Arguments, order and errors as :func:`disagreement_queries`; one member is enough. B-Pref's code takes the mean of
+    the members' entropies instead, which is blind to members that are sure of opposite answers.
+    """
+    p = _probabilities(candidates, scores, count).mean(0)
+    return _top(candidates, torch.special.entr(p) + torch.special.entr(1 - p), count)
+
+
+def _probabilities(candidates: Tensor, scores: Tensor, count: int) -> Tensor:
+    """``[K, C]`` float64, by each member, that the first is preferred."""
+    _check(candidates, count)
+    if scores.ndim != 2 or not len(scores):
+        raise ValueError(f"scores have shape {tuple(scores.shape)}, expected [members, segments]")
+    first, second = scores.double()[:, candidates.to(scores.device)].unbind(2)
     return torch.sigmoid(first - second)
 
 
-def _most(values: Tensor, candidates: Tensor, count: int) -> Tensor:
+def _top(candidates: Tensor, values: Tensor, count: int) -> Tensor:
+    return candidates[values.argsort(descending=True, stable=True)[:count].to(candidates.device)]
+
+
+def _check(candidates: Tensor, count: int) -> None:
+    if candidates.ndim != 2 or candidates.shape[1] != 2:
+        raise ValueError(f"candidates have shape {tuple(candidates.shape)}, expected [C, 2]")
     if not 1 <= count <= len(candidates):
         raise ValueError(f"count={count}: must be in [1, {len(candidates)}], the number of candidates")
-    order = values.argsort(descending=True, stable=True)[:count]
-    return candidates[order.to(candidates.device)]

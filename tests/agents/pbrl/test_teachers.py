@@ -1,4 +1,4 @@
-"""Scripted teachers: each of B-Pref's five numbers by itself, and what they do to one another."""
+"""Scripted teachers: each of B-Pref's numbers against answers worked out by hand, and their order."""
 
 import math
 
@@ -6,148 +6,97 @@ import numpy as np
 import pytest
 import torch
 
-from aligngym.agents.offline.robomimic import read_robomimic
-from aligngym.agents.pbrl.segments import sample_segments
-from aligngym.agents.pbrl.teachers import TEACHERS, ScriptedTeacher, average_segment_return
-from aligngym.assets import robot_data_path
+from aligngym.agents.pbrl.teachers import ScriptedTeacher
+
+FIRST = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [2.0, 0.0, 1.0], [0.5, 0.5, 0.5]])
+SECOND = torch.tensor([[0.0, 0.0, 0.9], [0.0, 0.1, 0.0], [2.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
 
 
-def labels(teacher, first, second, *, seed=0, **options):
-    pair = (torch.tensor(rewards, dtype=torch.float32) for rewards in (first, second))
-    return teacher.label(*pair, np.random.default_rng(seed), **options)
+def label(first=FIRST, second=SECOND, segment_return=None, seed=0, **numbers):
+    found = ScriptedTeacher(**numbers).label(first, second, np.random.default_rng(seed), segment_return)
+    assert found.dtype == torch.float32 and found.shape == (len(first),)
+    return ["skip" if math.isnan(x) else x for x in found.tolist()]
 
 
-def many(teacher, first, second, count=20_000):
-    """Mean label of one question asked many times."""
-    return float(labels(teacher, [first] * count, [second] * count).mean())
+def repeated(first, second, count):
+    return torch.tensor([first]).repeat(count, 1), torch.tensor([second]).repeat(count, 1)
 
 
-def near(share, expected, count=20_000):
-    return abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
+@pytest.mark.parametrize("beta", [-1.0, 0.0, math.inf])
+def test_the_oracle_prefers_the_better_one_and_the_first_of_the_same(beta):
+    """Returns are 1 and 0.9, 0 and 0.1, 3 and 3, 1.5 and 3."""
+    assert label(beta=beta) == [1, 0, 1, 0]
 
 
-def test_the_oracle_takes_the_greater_return_and_of_equals_the_first():
-    found = labels(ScriptedTeacher(), [[1, 0], [0, 1], [1, 1]], [[0, 2], [-1, 1], [2, 0]])
-    assert found.tolist() == [0, 1, 1] and found.dtype == torch.float32
+def test_a_myopic_teacher_looks_at_the_end():
+    """With 0.9 the first pair's are 0.81 and 0.9: the other way round than undiscounted."""
+    assert label(gamma=0.9) == [0, 0, 1, 0]
+    assert label(gamma=math.sqrt(0.9) + 1e-6)[0] == 1 and label(gamma=math.sqrt(0.9) - 1e-6)[0] == 0
+    assert label(torch.tensor([[9.0, 9.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.1]]), gamma=0.0) == [0]
 
 
-def test_the_oracle_on_recorded_episodes():
-    _, rewards = sample_segments(read_robomimic(robot_data_path("drawer-open")), 50, 60, np.random.default_rng(0))
-    first, second = rewards[:30], rewards[30:]
-    found = ScriptedTeacher().label(first, second, np.random.default_rng(0))
-    assert torch.equal(found, (first.double().sum(1) >= second.double().sum(1)).float())
-    assert 0 < found.mean() < 1
+@pytest.mark.parametrize(("beta", "gamma", "logit"), [(2.0, 1.0, 1.0), (0.5, 1.0, 0.25), (2.0, 0.5, 2 * (0.25 - 0.5))])
+def test_bradley_terry_prefers_as_often_as_it_says(beta, gamma, logit):
+    """Rewards 1, 0, 0 and 0, 0, 0.5: the logit is beta (gamma^2 - 0.5)."""
+    count = 40_000
+    found = label(*repeated([1.0, 0.0, 0.0], [0.0, 0.0, 0.5], count), beta=beta, gamma=gamma)
+    p = 1 / (1 + math.exp(-logit))
+    assert set(found) == {0, 1}
+    assert abs(np.mean(found) - p) < 4 * math.sqrt(p * (1 - p) / count)
 
 
-def test_a_myopic_teacher_forgets_what_came_first():
-    """Weights 1/4, 1/2, 1: the loser in plain return wins."""
-    early, late = [[4, 0, 0]], [[0, 0, 2]]
-    assert labels(ScriptedTeacher(gamma=0.5), early, late).tolist() == [0]
-    assert labels(ScriptedTeacher(gamma=0.75), early, late).tolist() == [1]  # 4 * 9/16 > 2
-    assert labels(ScriptedTeacher(gamma=1.0), early, late).tolist() == [1]
-    # The last step keeps its weight: 1 + 2 * 0.5 against 1.9.
-    assert labels(ScriptedTeacher(gamma=0.5), [[2, 1]], [[0, 1.9]]).tolist() == [1]
+def test_mistakes_are_as_frequent_as_told_and_independent_of_the_noise():
+    count = 40_000
+    pairs = repeated([1.0, 0.0], [0.0, 0.0], count)
+    assert abs(np.mean(label(*pairs, eps_mistake=0.1)) - 0.9) < 4 * math.sqrt(0.09 / count)
+    assert label(eps_mistake=1.0) == [0, 1, 0, 1]
+    p = 1 / (1 + math.exp(-1.0))
+    both = 0.7 * p + 0.3 * (1 - p)
+    assert abs(np.mean(label(*pairs, beta=1.0, eps_mistake=0.3)) - both) < 4 * math.sqrt(0.25 / count)
 
 
-def test_rationality():
-    assert near(many(ScriptedTeacher(beta=1.0), [0, 0], [1, 0]), 1 / (1 + math.e))
-    assert near(many(ScriptedTeacher(beta=2.0), [1, 0.5], [0, 1]), 1 / (1 + math.exp(-1)))
-    assert near(many(ScriptedTeacher(beta=0.0), [0, 0], [99, 0]), 0.5)
-    assert many(ScriptedTeacher(beta=1e6), [0, 0], [1, 0]) == many(ScriptedTeacher(), [0, 0], [1, 0]) == 0
-    # Sums, not means, of weighted rewards: 0.5 * 2 - 0 = 1.
-    assert near(many(ScriptedTeacher(beta=1.0, gamma=0.5), [2, 0], [0, 0]), 1 / (1 + math.exp(-1)))
+def test_a_pair_is_skipped_unless_one_return_is_above_the_threshold():
+    """The better returns are 1, 0.1, 3 and 3; a threshold of 1 is not exceeded by 1."""
+    assert label(eps_skip=0.1, segment_return=10.0) == ["skip", "skip", 1, 0]
+    assert label(eps_skip=0.099, segment_return=10.0) == [1, "skip", 1, 0]
+    assert label(eps_skip=0.1, segment_return=31.0) == ["skip"] * 4
+    assert label(eps_skip=0.1, segment_return=0.0) == label(eps_skip=0.1, segment_return=-10.0) == [1, 0, 1, 0]
 
 
-@pytest.mark.parametrize("eps", [0.1, 0.7])
-def test_mistakes(eps):
-    assert near(many(ScriptedTeacher(eps_mistake=eps), [1], [0]), 1 - eps)
-    assert near(many(ScriptedTeacher(eps_mistake=eps), [0], [1]), eps)
-    assert many(ScriptedTeacher(eps_mistake=1.0), [1], [0]) == 0
-    noisy = many(ScriptedTeacher(eps_mistake=eps, beta=1.0), [1], [0])
-    right = 1 / (1 + math.exp(-1))
-    assert near(noisy, right * (1 - eps) + (1 - right) * eps)
+def test_a_pair_is_equal_if_returns_differ_by_less_than_the_margin():
+    """They differ by 0.1, 0.1, 0 and 1.5."""
+    assert label(eps_equal=0.1, segment_return=2.0) == [0.5, 0.5, 0.5, 0]
+    assert label(eps_equal=0.1, segment_return=0.5) == [1, 0, 0.5, 0]
+    assert label(eps_equal=0.1, segment_return=15.0)[3] == 0, "a difference of the margin itself is not less"
+    assert label(eps_equal=0.1, segment_return=15.1)[3] == 0.5
+    assert label(eps_equal=0.1, segment_return=-2.0) == [1, 0, 1, 0]
 
 
-def test_equal_is_a_strict_margin_of_plain_returns():
-    teacher = ScriptedTeacher(eps_equal=0.5)
-    first, second = [[3.0], [3.0], [3.0], [3.0]], [[3.0], [3.75], [4.0], [4.25]]
-    assert labels(teacher, first, second, average=2.0).tolist() == [0.5, 0.5, 0, 0]
-    assert labels(teacher, second, first, average=2.0).tolist() == [0.5, 0.5, 1, 1]
-    assert labels(teacher, first, second, average=0.0).tolist() == [1, 0, 0, 0]  # no margin, not even for a tie
-    assert labels(teacher, first, second, average=-2.0).tolist() == [1, 0, 0, 0]
-    # Weighted returns 1 and 4, plain ones equal; and the other way round.
-    myopic = ScriptedTeacher(eps_equal=0.5, gamma=0.25)
-    assert labels(myopic, [[4, 0]], [[0, 4]], average=2.0).tolist() == [0.5]
-    assert labels(myopic, [[4, 0]], [[0, 1]], average=2.0).tolist() == [1]
+def test_skipping_comes_before_equality_and_equality_before_mistakes():
+    every = {"eps_skip": 0.2, "eps_equal": 0.5, "eps_mistake": 1.0, "segment_return": 1.0}
+    assert label(**every) == [0.5, "skip", 0.5, 1], "returns differ by 0.1 in the first two"
+    assert label(eps_equal=0.1, segment_return=2.0, gamma=0.5, beta=1e9) == [0.5, 0.5, 0.5, 0], "not discounted"
+    assert label(eps_skip=0.1, segment_return=9.0, gamma=0.5) == [0, "skip", 1, 0], "not discounted"
 
 
-def test_skipped_is_what_nobody_would_call_good():
-    teacher = ScriptedTeacher(eps_skip=0.5)
-    first, second = [[0.5], [1.0], [1.25], [0.0]], [[0.25], [1.0], [0.0], [9.0]]
-    found = labels(teacher, first, second, average=2.0)
-    assert found.isnan().tolist() == [True, True, False, False] and found[2:].tolist() == [1, 0]
-    for average in (0.0, -2.0):  # where returns are negative, nothing is skipped
-        assert labels(teacher, [[-9]], [[-8]], average=average).tolist() == [0]
-    # Plain returns here too: weighted they are below the threshold.
-    myopic = ScriptedTeacher(eps_skip=0.5, gamma=0.25)
-    assert labels(myopic, [[2, 0]], [[0, 0]], average=2.0).tolist() == [1]
-
-
-def test_skipping_goes_before_equality_and_equality_before_mistakes():
-    teacher = ScriptedTeacher(eps_skip=0.5, eps_equal=0.5, eps_mistake=1.0)
-    found = labels(teacher, [[0.5], [3.0], [3.0]], [[0.5], [3.5], [9.0]], average=2.0)
-    assert found[0].isnan() and found[1:].tolist() == [0.5, 1]
-
-
-def test_one_answer_does_not_hang_on_the_others():
-    """A skipped or equal pair draws its numbers all the same, so that what follows stays as it is."""
-    noisy = {"beta": 1.0, "eps_mistake": 0.2}
-    first, second = np.random.default_rng(5).normal(size=(2, 200, 3)).tolist()
-    plain = labels(ScriptedTeacher(**noisy), first, second)
-    picky = labels(ScriptedTeacher(**noisy, eps_skip=1.0, eps_equal=1.0), first, second, average=1.0)
-    asked = picky.isfinite() & (picky != 0.5)
-    assert torch.equal(picky[asked], plain[asked]) and 20 < asked.sum() < 180
-    assert torch.equal(plain, labels(ScriptedTeacher(**noisy), first, second))
-    assert not torch.equal(plain, labels(ScriptedTeacher(**noisy), first, second, seed=1))
-
-
-def test_the_average_is_that_of_a_segment():
-    assert average_segment_return(torch.tensor([100.0, 300.0]), 50, 500) == pytest.approx(20.0)
-    with pytest.raises(ValueError, match="returns has 0 entries"):
-        average_segment_return(torch.tensor([]), 50, 500)
-    with pytest.raises(ValueError, match="segment_length=0"):
-        average_segment_return(torch.tensor([1.0]), 0, 500)
-
-
-def test_teachers_by_name_each_differ_in_one_number_from_the_oracle():
-    assert TEACHERS["oracle"] == ScriptedTeacher()
-    differences = {
-        name: {k: v for k, v in vars(t).items() if v != vars(TEACHERS["oracle"])[k]} for name, t in TEACHERS.items()
-    }
-    assert differences == {
-        "oracle": {}, "noisy": {"beta": 1.0}, "mistake": {"eps_mistake": 0.1}, "skip": {"eps_skip": 0.1},
-        "equal": {"eps_equal": 0.1}, "myopic": {"gamma": 0.9},
-    }  # fmt: skip
+def test_a_seed_gives_the_same_answers_and_teachers_share_their_luck():
+    pairs = repeated([1.0], [0.0], 1000)
+    assert label(*pairs, beta=1.0) == label(*pairs, beta=1.0) != label(*pairs, beta=1.0, seed=1)
+    few, many = (np.array(label(*pairs, eps_mistake=e)) for e in (0.1, 0.3))
+    assert (many[few == 0] == 0).all(), "who errs more often errs where the other one does"
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("numbers", "message"),
     [
-        {"beta": -1.0}, {"beta": math.nan}, {"gamma": 0.0}, {"gamma": 1.1}, {"eps_mistake": -0.1}, {"eps_mistake": 1.1},
-        {"eps_skip": -1.0}, {"eps_equal": math.inf}, {"eps_skip": math.nan},
+        ({"gamma": 1.1}, "gamma=1.1"), ({"eps_mistake": -0.1}, "eps_mistake=-0.1"), ({"beta": math.nan}, "beta=nan"),
+        ({"eps_skip": math.nan}, "eps_skip=nan"), ({"eps_equal": -1.0}, "eps_equal=-1.0"),
+        ({"eps_equal": 0.1}, "segment_return is missing"), ({"eps_skip": 0.1}, "segment_return is missing"),
+        ({"eps_skip": 0.1, "segment_return": math.nan}, "segment_return=nan"),
+        ({"second": SECOND[:, :2]}, "shapes"), ({"first": FIRST[0], "second": SECOND[0]}, "shapes"),
+        ({"second": SECOND / 0}, "not all finite"),
     ],
 )  # fmt: skip
-def test_numbers_out_of_range(options):
-    (name,) = options
-    with pytest.raises(ValueError, match=f"{name}="):
-        ScriptedTeacher(**options)
-
-
-def test_what_cannot_be_compared():
-    with pytest.raises(ValueError, match=r"shapes \(1, 2\) and \(1, 1\)"):
-        labels(ScriptedTeacher(), [[1, 2]], [[1]])
-    with pytest.raises(ValueError, match="not finite"):
-        labels(ScriptedTeacher(), [[math.nan]], [[1]])
-    for options in ({"eps_skip": 0.1}, {"eps_equal": 0.1}):
-        with pytest.raises(ValueError, match="average is None"):
-            labels(ScriptedTeacher(**options), [[1]], [[1]])
+def test_what_is_no_teacher_or_no_pair(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        label(**numbers)
