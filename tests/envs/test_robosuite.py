@@ -288,17 +288,20 @@ def test_without_robosuite_the_error_says_how_to_get_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "observation"), [("Lift", "state"), ("Can", "state"), ("Can", "pixels")])
-def test_ten_thousand_steps_leak_nothing(task: str, observation: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "observation", "steps", "episode"),
+    [("Can", "state", 10_000, 400), ("Can", "pixels", 2000, 400), ("Lift", "state", 400, 8)],
+)
+def test_ten_thousand_steps_and_fifty_models_leak_nothing(task, observation, steps, episode) -> None:
     env = RobosuiteAlignEnv(task=task, observation=observation)
 
-    def play(steps: int) -> float:
-        for t in range(steps):
-            if t % 200 == 0:
+    def play(count: int) -> float:
+        for t in range(count):
+            if t % episode == 0:
                 env.reset(seed=t)
             env.step(STILL)
         return resident_mb()
 
-    before = play(2000)
-    assert play(10_000 if observation == "state" else 2000) - before < 20
+    before = play(steps // 4)
+    assert play(steps) - before < 20
     env.close()
