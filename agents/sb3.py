@@ -233,7 +233,9 @@ class SB3Agent(Agent):
         return int(self.model.num_timesteps) - self.episodes
 
     def _steps_per_iteration(self) -> int:
-        return int(self.config.steps_per_iteration)
+        """Up to the next multiple of ``steps_per_iteration``, which several rows together may overstep."""
+        every: int = self.config.steps_per_iteration
+        return every - int(self.model.num_timesteps) % every
 
     def train_steps(self, steps: int) -> None:
         """Let Stable-Baselines3 train for at least ``steps`` steps, until its next round of updates is over."""
