@@ -139,6 +139,8 @@ class OfflineAgent(Agent):
         self.fingerprint = steps.fingerprint()
         steps = steps.to(self.policy.device)
         if self.config.standardize:
+            if not isinstance(self.env.single_observation_space, spaces.Box):
+                raise ValueError(f"standardize=True is for vectors, but one has {self.env.single_observation_space}")
             flat = steps.observations.flatten(1).double()
             std = flat.std(0, correction=0)
             self.policy.standardize(flat.mean(0).tolist(), torch.where(std > 1e-6, std, 1.0).tolist())

@@ -49,7 +49,7 @@ def write_minari(
     if isinstance(episodes.observations, dict):
         raise ValueError(f"the observations are a dict of {sorted(episodes.observations)}, expected one tensor")
     lengths, observations = step_counts(episodes), episodes.observations
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # Minari cannot measure the size of a relative one
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} is not empty: give a new one")
     partial = folder.with_name(f".{folder.name}.partial")

@@ -124,6 +124,15 @@ def test_standardized_observations(pendulum, tmp_path):
     assert np.array_equal(loaded.predict(raw.numpy())[0], agent.predict(raw.numpy())[0])
 
 
+def test_numbers_of_states_are_not_standardized():
+    with pytest.raises(ValueError, match="standardize=True is for vectors"):
+        BC(
+            "CliffWalking-v1",
+            config=BCConfig(standardize=True),
+            dataset=play("CliffWalking-v1", 2, max_episode_steps=5),
+        )
+
+
 def test_rewards_on_the_scale_of_returns(pendulum):
     agent = IQL("Pendulum-v1", config=IQLConfig(return_range=200), dataset=pendulum)
     returns = pendulum.returns

@@ -23,9 +23,10 @@ def described(env_id):
     }  # fmt: skip
 
 
-def test_round_trip_is_exact(episodes, tmp_path):
-    write_minari(tmp_path / "deep" / "data", episodes, **described("MountainCarContinuous-v0"))
-    back = read_minari(tmp_path / "deep" / "data")
+def test_round_trip_is_exact(episodes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_minari("deep/data", episodes, **described("MountainCarContinuous-v0"))
+    back = read_minari("deep/data")
     back.info = {key: back.info[key] for key in episodes.info}
     same(back, episodes)
     assert back.log_probs[back.mask].isnan().all()
