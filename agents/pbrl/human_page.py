@@ -17,6 +17,7 @@ PAGE = """<!doctype html>
          font: 16px/1.4 system-ui, sans-serif; display: grid; place-items: center; }
   main { width: min(100%, 1060px); padding: 20px; }
   header, footer { display: flex; align-items: center; gap: 16px; }
+  header { margin-bottom: 18px; }
   h1 { font-size: 20px; margin: 0; flex: 1; }
   progress { width: 160px; height: 8px; accent-color: var(--accent); }
   #count { color: var(--faint); font-variant-numeric: tabular-nums; }
@@ -24,7 +25,7 @@ PAGE = """<!doctype html>
            padding: 9px 16px; cursor: pointer; }
   button:hover:enabled, button:focus-visible { border-color: var(--accent); outline: 1px solid var(--accent); }
   button:disabled { opacity: .45; cursor: default; }
-  #clips { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin: 18px 0; }
+  #clips { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin-bottom: 18px; }
   #clips button { padding: 10px; display: flex; flex-direction: column; gap: 10px; align-items: center; }
   #clips img { display: block; width: 100%; height: min(56vh, 46vw); object-fit: contain; }
   footer { justify-content: center; }
