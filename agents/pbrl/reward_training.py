@@ -281,7 +281,7 @@ def _update(
         metrics.append(found)
     total = torch.stack(losses).sum()
     if not total.isfinite():
-        raise FloatingPointError(f"the loss of a reward model is {float(total)}: lower learning_rate or check the data")
+        raise FloatingPointError(f"the loss of a reward model is {total.item()}: lower learning_rate or check the data")
     optimizer.zero_grad()
     total.backward()
     optimizer.step()
