@@ -1,6 +1,7 @@
 """IQL: known answers of its losses, the order of its updates, LineKey's table, and what it learns from what."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -273,6 +274,15 @@ def test_infinite_losses_are_reported(pendulum):
 def test_bad_options_are_one_sentence(options, message):
     with pytest.raises(ValueError, match=message):
         IQLConfig(**options)
+
+
+@pytest.mark.parametrize("cls", [IQLConfig, BCConfig])
+def test_configs_are_json_and_documented(cls):
+    config = cls(hidden=(64, 32), observation_keys=("object", "robot0_eef_pos"))
+    assert cls.from_dict(config.to_dict()) == config
+    documented = "".join(base.__doc__ or "" for base in cls.__mro__)
+    for field in dataclasses.fields(cls):
+        assert f"        {field.name}: " in documented, f"{field.name} has no sentence"
 
 
 def test_other_policies_and_configs_are_refused():
