@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ class PreferenceDataset:
             equally good.
 
     Raises:
-        ValueError: for pairs of other segments, or labels outside [0, 1].
+        ValueError: for pairs of other segments, labels outside [0, 1], or other dtypes.
     """
 
     segments: Segments
@@ -39,6 +38,9 @@ class PreferenceDataset:
         if self.pairs.ndim != 2 or self.pairs.shape[1] != 2 or self.labels.shape != self.pairs.shape[:1]:
             shapes = tuple(self.pairs.shape), tuple(self.labels.shape)
             raise ValueError(f"pairs and labels have shapes {shapes}, expected [P, 2] and [P]")
+        if self.pairs.dtype != torch.int64 or self.labels.dtype != torch.float32:
+            dtypes = self.pairs.dtype, self.labels.dtype
+            raise ValueError(f"pairs and labels have dtypes {dtypes}, expected torch.int64 and torch.float32")
         if bool(((self.pairs < 0) | (self.pairs >= len(self.segments))).any()):
             raise ValueError(f"pairs name segments outside [0, {len(self.segments)})")
         if not bool(((self.labels >= 0) & (self.labels <= 1)).all()):
@@ -96,20 +98,26 @@ class PreferenceDataset:
         data = Path(path).read_bytes()
         try:
             tensors, metadata = load(data), _metadata(data)
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is no intact safetensors file: {error}") from error
-        names = {f.name for f in fields(Segments)} | {"pairs", "labels"}
-        if metadata.get("format") != FORMAT or tensors.keys() != names:
-            raise ValueError(f"{path} holds {sorted(tensors)}, expected preferences with {sorted(names)}")
-        if int(metadata["schema"]) > SCHEMA:
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is a safetensors file without preferences: it holds {sorted(tensors)}")
+        if metadata.get("schema") != str(SCHEMA):
             raise ValueError(
-                f"{path} has schema {metadata['schema']}, this version reads up to {SCHEMA}: update aligngym"
+                f"{path} has schema {metadata.get('schema')}, this version reads {SCHEMA}: update aligngym?"
             )
+        names = {f.name for f in fields(Segments)} | {"pairs", "labels"}
+        if tensors.keys() != names:
+            raise ValueError(f"{path} holds {sorted(tensors)}, expected {sorted(names)}")
         pairs, labels = tensors.pop("pairs"), tensors.pop("labels")
-        return cls(segments=Segments(**tensors), pairs=pairs.to(torch.int64), labels=labels.float())
+        try:
+            return cls(segments=Segments(**tensors), pairs=pairs, labels=labels)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
+def _metadata(data: bytes) -> dict[str, str]:
     """The header's free text; safetensors reads it from files only."""
     size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size])["__metadata__"]  # type: ignore[no-any-return]
+    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return found

@@ -96,7 +96,7 @@ class HumanTeacher:
 
         Raises:
             ValueError: if pairs or pictures have another shape, or the file holds something else.
-        OSError: if an answer cannot be written.
+            OSError: if an answer cannot be written.
         """
         session = _Session(_asked(pairs), _Answers(self.path), self.question)
         if session.pair is None:

@@ -30,8 +30,8 @@ class ScriptedTeacher:
     before. Returns for skipping and equality are not discounted.
 
     Args:
-        beta: rationality of Bradley-Terry; at most 0 (as in the authors' code), or infinite: the better one is always
-            preferred, the first one where both are the same.
+        beta: rationality of Bradley-Terry; below 0 (as in the authors' code), or infinite: the better one is always
+            preferred, the first one where both are the same. 0 guesses, the limit in the paper; to the code it is as -1.
         gamma: discount in [0, 1] towards the past: below 1 later steps count more.
         eps_mistake: probability in [0, 1] of the opposite answer.
         eps_skip: at least 0; share of ``segment_return`` that one of the segments must exceed.
@@ -49,7 +49,7 @@ class ScriptedTeacher:
 
     def __post_init__(self) -> None:
         if math.isnan(self.beta):
-            raise ValueError("beta=nan: must be a number, at most 0 or infinite for a teacher without noise")
+            raise ValueError("beta=nan: must be a number, below 0 or infinite for a teacher without noise")
         for name in ("gamma", "eps_mistake"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1]")
@@ -72,6 +72,7 @@ class ScriptedTeacher:
             segment_return: what a segment returns on average, the scale of ``eps_skip`` and ``eps_equal``, which need
                 it. B-Pref takes the mean true return of the last ten training episodes, times the segment's over the
                 episode's number of steps. Where it is negative no pair is skipped or equal, as in the authors' code.
+                Deviation: from the second round of queries on, that code multiplies thresholds by their ``eps`` twice.
 
         Returns:
             ``[P]`` float32 where ``first`` is: 1 the first is preferred, 0 the second, 0.5 both are equal, NaN skipped.
@@ -97,7 +98,7 @@ class ScriptedTeacher:
 
         weights = self.gamma ** torch.arange(first.shape[1] - 1, -1, -1, dtype=torch.float64)
         valued, other = rewards @ weights
-        if 0 < self.beta < math.inf:
+        if 0 <= self.beta < math.inf:
             prefers_first = chance < torch.sigmoid(self.beta * (valued - other))
         else:
             prefers_first = valued >= other

@@ -82,9 +82,15 @@ def shown(page, count, total=4):
     return page.evaluate("['first', 'second'].map(id => [at(id).naturalWidth, at(id).naturalHeight])")
 
 
+def ended(page):
+    """Wait until the page has its last reply: its requests pass only while playwright is at work."""
+    page.wait_for_selector("text=This session has ended")
+
+
 def finish(page):
     page.wait_for_selector("#finish:enabled")
     page.keyboard.press("Enter")
+    ended(page)
 
 
 def request(url, body=None):
@@ -115,8 +121,8 @@ def test_buttons_record_what_they_say(page, tmp_path):
         page.wait_for_selector("#finish:enabled")
         assert not labels.done(), "the last answer can still be undone"
         page.click("#finish")
+        ended(page)
         same(labels.result(20), [1, 0, 0.5, math.nan])
-        page.wait_for_selector("text=This session has ended")
     assert sizes == [[[60 + 10 * i, 40], [60 + 10 * j, 40]] for i, j in PAIRS.tolist()]
     assert [(r["first"], r["second"], r["answer"]) for r in answers(path)] == [
         (0, 1, "left"), (2, 0, "right"), (1, 2, "equal"), (3, 1, "skip"),

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from aligngym.agents.offline.robomimic import read_robomimic
@@ -67,6 +68,40 @@ def test_what_cannot_be_drawn(arguments, message):
         sample_segments(episodes(), *arguments, np.random.default_rng(0))
 
 
+def test_short_episodes_are_padded_in_front_if_asked_for():
+    """The one of 2 steps is one place beside the 2 and 5 of the others, and ends with its last step."""
+    segments, rewards = cut_segments(episodes(), 5, 1, pad=True)
+    found = list(zip(segments.episode.tolist(), segments.start.tolist(), strict=True))
+    assert found == [(0, 0), (0, 1), (1, 0), *((2, s) for s in range(5))]
+    assert segments.mask.tolist() == [[e != 1 or i > 2 for i in range(5)] for e, _ in found]
+    assert segments.observations[2].tolist() == [[0, 0]] * 3 + [[100, -100], [101, -101]]
+    assert segments.actions[2, :, 0].tolist() == [0, 0, 0, 1100, 1101]
+    torch.testing.assert_close(rewards[2], torch.tensor([0, 0, 0, 10, 10.1]))
+    whole, _ = cut_segments(episodes(), 5, 1)
+    full = segments.select(segments.mask.all(1))
+    assert all(torch.equal(getattr(whole, f.name), getattr(full, f.name)) for f in dataclasses.fields(Segments))
+    drawn, _ = sample_segments(episodes(), 5, 8000, np.random.default_rng(0), pad=True)
+    counts = torch.bincount(drawn.episode * 10 + drawn.start)
+    observed = counts[counts > 0].double()
+    assert len(observed) == 8
+    assert ((observed - 1000) ** 2 / 1000).sum() < 24.4  # chi-square with 7 degrees of freedom, 0.001
+
+
+def test_what_comes_after_an_episode_is_never_taken():
+    """Padding of the record is poisoned; so is the observation after the last action of an episode."""
+    played = episodes()
+    after = ~torch.cat([played.mask, torch.zeros(3, 1, dtype=torch.bool)], 1)
+    poisoned = dataclasses.replace(
+        played,
+        observations=played.observations.masked_fill(after[..., None], torch.nan),
+        actions=played.actions.masked_fill(~played.mask[..., None], torch.nan),
+        rewards=played.rewards.masked_fill(~played.mask, torch.nan),
+    )
+    for length in (1, 2, 5, 9, 12):
+        segments, rewards = cut_segments(poisoned, length, 1, pad=True)
+        assert all(v.isfinite().all() for v in (segments.observations, segments.actions, rewards))
+
+
 def test_a_learner_sees_no_rewards():
     names = {f.name for f in dataclasses.fields(Segments)} | {f.name for f in dataclasses.fields(PreferenceDataset)}
     assert names == {"observations", "actions", "mask", "episode", "start", "segments", "pairs", "labels"}
@@ -102,8 +137,25 @@ def test_other_files_are_refused(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="no intact safetensors"):
         PreferenceDataset.load(path)
-    save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="holds \\['weight'\\]"):
+    for metadata in ({"format": "pt"}, None):
+        save_file({"weight": torch.zeros(3)}, path, metadata)
+        with pytest.raises(ValueError, match=r"without preferences: it holds \['weight'\]"):
+            PreferenceDataset.load(path)
+    tensors = safetensors.torch.load(data)
+    ours = {"format": "aligngym-preferences", "schema": "1"}
+    for change, message in (
+        ({"labels": torch.tensor([2.0, 0.0])}, "p.safetensors: labels lie outside"),
+        ({"labels": tensors["labels"].double()}, "torch.float64.*expected torch.int64 and torch.float32"),
+        ({"pairs": tensors["pairs"].float()}, "expected torch.int64 and torch.float32"),
+        ({"mask": tensors["mask"].float()}, "mask has dtype torch.float32, expected torch.bool"),
+        ({"start": tensors["start"][:1].clone()}, "start has shape"),
+        ({"rewards": torch.zeros(2)}, r"holds .*'rewards'.*expected"),
+    ):
+        save_file({**tensors, **change}, path, ours)
+        with pytest.raises(ValueError, match=message):
+            PreferenceDataset.load(path)
+    save_file(tensors, path, {"format": "aligngym-preferences"})
+    with pytest.raises(ValueError, match="schema None"):
         PreferenceDataset.load(path)
     path.write_bytes(data.replace(b'"schema":"1"', b'"schema":"9"'))
     with pytest.raises(ValueError, match="schema 9"):

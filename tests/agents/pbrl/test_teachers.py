@@ -22,7 +22,7 @@ def repeated(first, second, count):
     return torch.tensor([first]).repeat(count, 1), torch.tensor([second]).repeat(count, 1)
 
 
-@pytest.mark.parametrize("beta", [-1.0, 0.0, math.inf])
+@pytest.mark.parametrize("beta", [-1.0, -1e-9, math.inf])
 def test_the_oracle_prefers_the_better_one_and_the_first_of_the_same(beta):
     """Returns are 1 and 0.9, 0 and 0.1, 3 and 3, 1.5 and 3."""
     assert label(beta=beta) == [1, 0, 1, 0]
@@ -43,6 +43,12 @@ def test_bradley_terry_prefers_as_often_as_it_says(beta, gamma, logit):
     p = 1 / (1 + math.exp(-logit))
     assert set(found) == {0, 1}
     assert abs(np.mean(found) - p) < 4 * math.sqrt(p * (1 - p) / count)
+
+
+def test_a_teacher_without_reason_guesses():
+    count = 40_000
+    found = label(*repeated([99.0, 0.0], [0.0, 0.0], count), beta=0.0)
+    assert set(found) == {0, 1} and abs(np.mean(found) - 0.5) < 4 * math.sqrt(0.25 / count)
 
 
 def test_mistakes_are_as_frequent_as_told_and_independent_of_the_noise():
