@@ -47,6 +47,7 @@ AGENTS = {
     "bc": Entry(".bc:BC", "behaviour cloning on recorded episodes"),
     "sac": Entry(".sb3:SAC", "Stable-Baselines3's soft actor-critic, for continuous control"),
     "sb3-ppo": Entry(".sb3:SB3PPO", "Stable-Baselines3's PPO, on segments of fixed length"),
+    "pebble": Entry(".pebble:PEBBLE", "soft actor-critic on rewards learned from a teacher's preferences meanwhile"),
     "b2-diffurl": Entry(
         ".b2_diffurl:B2DiffuRL", "for sparse rewards: the last denoising steps first, the extremes of branches only"
     ),

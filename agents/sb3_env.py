@@ -33,14 +33,17 @@ class SeededVecEnv(VecEnv):
     (:meth:`get_state`) training goes on in the middle of an episode after loading. Plain Stable-Baselines3 seeds
     the first episode of a row only.
 
+    A step whose reward is NaN because a simulation diverged or its process died ends its episode, truncated. It is paid
+    like the row's step before, since Stable-Baselines3 cannot leave it out, and the episode counts in no statistic.
+
     Args:
         env: whose rows can be reset one by one: Gymnasium's ``SyncVectorEnv`` and ``AsyncVectorEnv``, and this
             package's batched environments.
         draw: ``draw(n)`` gives seeds of ``n`` episodes.
 
     Attributes:
-        finished: return, length, ``terminated`` and reward terms of the episodes that ended; whoever reads it empties
-            it.
+        finished: return, length, ``terminated``, ``invalid`` and reward terms of the episodes that ended; whoever
+            reads it empties it.
         moved: whether somebody else played in the environment, so that :meth:`replay` is needed before the next step.
     """
 
@@ -49,7 +52,7 @@ class SeededVecEnv(VecEnv):
         self.mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.seeds = [0] * env.num_envs
         self.actions: list[list[npt.NDArray[Any]]] = [[] for _ in self.seeds]
-        self.returns = np.zeros(env.num_envs)
+        self.returns, self.rewards = np.zeros((2, env.num_envs))  # of the episodes under way, and their last step's
         self.observation: Arrays | None = None  # the current one; None before the first reset
         self.finished: list[dict[str, float]] = []
         # Stable-Baselines3 seeds the action space and draws from it: of a copy, not the user's.
@@ -70,16 +73,13 @@ class SeededVecEnv(VecEnv):
         """What the pending actions led to.
 
         Raises:
-            ValueError: if a reward is NaN, which means that it failed.
+            ValueError: if a reward failed (is NaN) otherwise than by the end of a simulation.
         """
         observation, rewards, terminated, truncated, infos = self.env.step(self._pending)
-        self.observation, rewards = _copied(observation), _array(rewards)
+        self.observation, given = _copied(observation), _array(rewards)
         terminated, truncated = _array(terminated).astype(bool), _array(truncated).astype(bool)
-        if np.isnan(rewards).any():
-            raise ValueError(
-                f"the reward of {self.env} is NaN, so it failed: Stable-Baselines3's agents cannot leave an episode out"
-            )
-        ended = terminated | truncated
+        failed, ended = np.isnan(given), terminated | truncated
+        self.rewards = rewards = self._paid(given, failed, truncated)
         rows = [info_of_row(infos, i) for i in range(self.num_envs)]
         for i in range(self.num_envs):
             self.actions[i].append(self._pending[i].copy())
@@ -89,13 +89,22 @@ class SeededVecEnv(VecEnv):
             rows[i]["terminal_observation"] = final
             terms = {k: float(v) for k, v in rows[i].items() if k.startswith(TERM_PREFIX) and v is not None}
             done = {"return": float(self.returns[i]), "length": float(len(self.actions[i]))}
-            self.finished.append(terms | done | {"terminated": float(terminated[i])})
+            self.finished.append(terms | done | {"terminated": float(terminated[i]), "invalid": float(failed[i])})
         for i in range(self.num_envs):
             rows[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
         if ended.any():
             self._begin(ended)
         # float32 as of Stable-Baselines3's own environments: PPO adds to the rewards in place.
         return deepcopy(self.observation), rewards.astype(np.float32), ended, rows
+
+    def _paid(self, rewards: npt.NDArray[Any], failed: Flags, truncated: Flags) -> npt.NDArray[Any]:
+        """Rewards, those of a simulation's end replaced by the row's last ones."""
+        earlier = np.array([len(a) > 0 for a in self.actions])
+        if (failed & ~(truncated & earlier)).any() or (failed.any() and hasattr(type(self.env.unwrapped), "rollout")):
+            raise ValueError(
+                f"a reward of {self.env} is NaN, so it failed: Stable-Baselines3's agents cannot leave an episode out"
+            )
+        return np.where(failed, self.rewards, rewards)
 
     def _end(self, infos: dict[str, Any], info: dict[str, Any], row: int) -> tuple[dict[str, Any], Any]:
         """Info of an episode's last step, and the observation after it."""
@@ -162,7 +171,7 @@ class SeededVecEnv(VecEnv):
 
     def get_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The episodes under way, as tensors and JSON; no tensors before the first reset."""
-        plain = {"seeds": self.seeds, "returns": self.returns.tolist()}
+        plain = {"seeds": self.seeds, "returns": self.returns.tolist(), "rewards": self.rewards.tolist()}
         if self.observation is None:
             return {}, plain
         tensors = {f"actions.{i}": torch.from_numpy(np.stack(a)) for i, a in enumerate(self.actions) if a}
@@ -176,7 +185,8 @@ class SeededVecEnv(VecEnv):
         """
         if len(plain["seeds"]) != self.num_envs:
             raise ValueError(f"the environment has {self.num_envs} rows, the checkpoint's had {len(plain['seeds'])}")
-        self.seeds, self.returns = list(plain["seeds"]), np.array(plain["returns"])
+        self.seeds = list(plain["seeds"])
+        self.returns, self.rewards = np.array(plain["returns"]), np.array(plain["rewards"])
         none = torch.empty(0)
         self.actions = [list(tensors.get(f"actions.{i}", none).numpy()) for i in range(self.num_envs)]
         self.observation = from_tensors(tensors, "observation")

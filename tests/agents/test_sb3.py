@@ -94,6 +94,18 @@ def test_time_limits_are_bootstrapped_through_and_ends_are_not():
     np.testing.assert_array_equal(batch.dones[:, 0].numpy(), (ends & ~cut)[rows, row])
 
 
+def test_values_see_through_the_time_limit():
+    """Where every step pays 1, states are worth 1 / (1 - gamma) = 10. If the limit of five steps ended them: 3."""
+    pays = [lambda env: gym.wrappers.TransformReward(env, lambda reward: 1.0)]
+    env = make_env("Pendulum-v1", max_episode_steps=5, wrappers=pays)
+    agent = small("sac", env, gamma=0.9, ent_coef=0.0, learning_rate=3e-3, tau=0.05, steps_per_iteration=100)
+    agent.learn(1600)
+    buffer = agent.model.replay_buffer
+    with torch.no_grad():
+        values = agent.model.critic(*(torch.from_numpy(x[:500, 0]) for x in (buffer.observations, buffer.actions)))[0]
+    assert values.mean().item() == pytest.approx(10, rel=0.1)
+
+
 def test_ppo_adds_the_value_of_the_final_observation_where_time_ran_out():
     env = make_env("CartPole-v1", 3, AutoresetMode.SAME_STEP, max_episode_steps=14)
     agent = small("sb3-ppo", env, n_steps=96, learning_rate=1e-30, gamma=0.9)
@@ -182,7 +194,12 @@ def test_generators_are_given_back_after_an_error():
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: m.name)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sac", {}), ("sac", {"buffer_size": 60, "ent_coef": 0.2}), ("sac", {"train_freq": 3}), ("sb3-ppo", {})],
+    [
+        ("sac", {}),
+        ("sac", {"buffer_size": 60, "ent_coef": 0.2}),
+        ("sac", {"learning_starts": 130, "train_freq": 3}),  # saved while it acts at random
+        ("sb3-ppo", {}),
+    ],
     ids=str,
 )
 def test_resume_is_exact(name, options, mode, tmp_path):
@@ -201,12 +218,13 @@ def test_resume_is_exact(name, options, mode, tmp_path):
     first.save(tmp_path / "saved")
     resumed = type(first).load(tmp_path / "saved", env())
     assert resumed.episodes == seen and resumed.policy.version == first.policy.version
+    assert resumed._state() == first._state()
     first.learn(straight.episodes - seen)
     resumed.learn(straight.episodes - seen, second)
     assert half.rows + second.rows == whole.rows
     assert equal(resumed, straight) and equal(first, straight)
     assert resumed.rng.bit_generator.state == straight.rng.bit_generator.state
-    assert resumed.randomness.get_state() == straight.randomness.get_state()
+    assert resumed._state() == straight._state()  # generators, counters, episodes under way
 
 
 @pytest.mark.parametrize("name", SMALL)

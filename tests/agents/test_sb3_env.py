@@ -147,6 +147,24 @@ def test_a_replay_leads_back_to_where_training_stood(mode, env_id, steps):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: m.name)
+def test_rows_whose_episode_has_just_begun_are_replayed_too(mode):
+    env, other = (make(rows=3, mode=mode, max_episode_steps=LIMIT) for _ in range(2))
+    taken, ours = actions_of(env), actions_of(other)
+    env.reset(), other.reset()
+    for _ in range(200):
+        done = played(env, 1, taken)[2]
+        played(other, 1, ours)
+        if 0 < done.sum() < 3:
+            break
+    assert {0} < {len(a) for a in env.actions}
+    env.env.reset(seed=3)
+    env.moved = True
+    env.replay()
+    for one, two in zip(played(env, 30, taken), played(other, 30, ours), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: m.name)
 def test_a_state_moves_to_another_environment(mode):
     env, other = make(mode=mode, max_episode_steps=LIMIT), make(mode=mode, seed=9, max_episode_steps=LIMIT)
     taken = actions_of(env)
@@ -243,19 +261,46 @@ def test_an_environment_that_resets_all_rows_at_once_is_refused():
         played(env, 100, actions_of(env))
 
 
-class Failing(gym.Wrapper):
-    """Rewards that fail."""
+class Diverging(gym.Wrapper):
+    """A simulation that diverges in its fourth step, or merely a reward that fails there."""
+
+    def __init__(self, env, truncated=True, at=4):
+        super().__init__(env)
+        self.truncated, self.at, self.steps = truncated, at, 0
+
+    def reset(self, **options):
+        self.steps = 0
+        return self.env.reset(**options)
 
     def step(self, action):
-        observation, _, terminated, truncated, info = self.env.step(action)
-        return observation, np.nan, terminated, truncated, info
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        if self.steps == self.at:
+            return observation, np.nan, False, self.truncated, info | {"invalid": "diverged"}
+        return observation, reward, terminated, truncated, info
 
 
-def test_a_failed_reward_is_reported():
-    env = make(rows=1, wrappers=[Failing])
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: m.name)
+def test_a_simulation_that_diverges_ends_its_episode_and_is_paid_like_the_step_before(mode):
+    env = make("Pendulum-v1", rows=2, mode=mode, wrappers=[Diverging])
+    env.reset()
+    taken, rewards = actions_of(env), []
+    for t in range(8):
+        _, paid, done, infos = env.step(next(taken))
+        rewards.append(paid)
+        assert done.all() == (t % 4 == 3) and infos[1]["TimeLimit.truncated"] is (t % 4 == 3)
+    for t in (3, 7):
+        assert np.isfinite(rewards[t]).all() and (rewards[t] == rewards[t - 1]).all()
+    assert (rewards[2] != rewards[1]).all()
+    assert [e["invalid"] for e in env.finished] == [1.0] * 4
+
+
+@pytest.mark.parametrize("options", [{"truncated": False}, {"at": 1}])
+def test_other_failed_rewards_are_reported(options):
+    env = make("Pendulum-v1", rows=1, wrappers=[lambda e: Diverging(e, **options)])
     env.reset()
     with pytest.raises(ValueError, match="cannot leave an episode out"):
-        env.step(np.array([0]))
+        played(env, 4, actions_of(env))
 
 
 def test_terms_of_the_last_step_are_kept():
