@@ -31,7 +31,7 @@ class ScriptedTeacher:
 
     Args:
         beta: rationality of Bradley-Terry; below 0 (as in the authors' code), or infinite: the better one is always
-            preferred, the first one where both are the same. 0 guesses, the limit in the paper; to the code it is as -1.
+            preferred, the first one where both are the same. 0 guesses, as in the paper; the code takes it as -1.
         gamma: discount in [0, 1] towards the past: below 1 later steps count more.
         eps_mistake: probability in [0, 1] of the opposite answer.
         eps_skip: at least 0; share of ``segment_return`` that one of the segments must exceed.

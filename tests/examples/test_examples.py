@@ -27,6 +27,10 @@ RUNS = {
         ["--episodes", "8", "--num-steps", "3", "--rows", "8"],
         ["before", "after", "runs/flow-grpo/after.png"],
     ),
+    "human_preferences": (
+        ["--scripted", "--queries", "8", "--updates", "10"],
+        ["8 answers", "gives 8 of them", "learned reward tells right"],
+    ),
     "plotting": ([*TINY, "--prompts", "4", "--draws", "2"], ["learning.png", "frontier.png"]),
     "quickstart": (
         [*TINY, "--eval-episodes", "6", "--max-new-tokens", "12"],

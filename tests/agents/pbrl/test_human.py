@@ -11,15 +11,18 @@ import urllib.error
 import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from queue import Queue
 
 import numpy as np
 import pytest
 import torch
 
+from aligngym.agents.pbrl.dataset import PreferenceDataset
 from aligngym.agents.pbrl.human import HumanTeacher
 from aligngym.envs.gui.chromium import arguments, executable, loopback_only, sync_playwright
 
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples/human_preferences.py"
 PAIRS = torch.tensor([[0, 1], [2, 0], [1, 2], [3, 1]])
 COLORS = np.array([[200, 30, 30], [30, 160, 30], [30, 30, 200], [210, 180, 20]], np.uint8)
 
@@ -319,6 +322,30 @@ def test_interrupting_keeps_what_is_there(tmp_path):
     assert [r["answer"] for r in answers(path)] == ["equal"]
     with pytest.raises(urllib.error.URLError):
         request(url)
+
+
+@pytest.mark.slow
+def test_the_example_shows_the_robot_and_learns_from_the_answers(page, tmp_path):
+    command = [sys.executable, EXAMPLE, "--queries", "3", "--updates", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+    try:
+        page.goto(process.stdout.readline().split()[-1])
+        for count, key in enumerate(["ArrowLeft", "=", "s"]):
+            page.wait_for_selector(f"#count:text-is('{count} of 3')")
+            page.wait_for_selector("#left:enabled", timeout=90_000)
+            sizes = page.evaluate("['first', 'second'].map(id => [at(id).naturalWidth, at(id).naturalHeight])")
+            assert sizes == [[256, 256]] * 2
+            page.keyboard.press(key)
+        finish(page)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert "2 answers; the true reward gives" in said and "tells right" in said and process.returncode == 0
+    saved = PreferenceDataset.load(tmp_path / "preferences.safetensors")
+    assert saved.labels.tolist() == [1, 0.5]
+    asked_for = [(r["first"], r["second"]) for r in answers(tmp_path / "answers.jsonl")]
+    assert [tuple(p) for p in saved.pairs.tolist()] == asked_for[:2]
 
 
 @pytest.mark.parametrize(
