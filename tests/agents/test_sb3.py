@@ -240,6 +240,20 @@ def test_nothing_needs_to_be_given_to_load(name, tmp_path):
     assert equal(type(agent).load(tmp_path / "after"), agent)
 
 
+def test_environments_that_keep_their_own_state_are_not_replayed(tmp_path):
+    """Those of this package are restored with their episodes; playing these again would draw other ones."""
+    straight, first = (small("sb3-ppo", gym.make_vec("TabularBandit-v0", num_envs=2)) for _ in range(2))
+    straight.learn(192)
+    first.learn(64)
+    first.evaluate(episodes=4)
+    first.save(tmp_path / "saved")
+    first.learn(128)
+    resumed = SB3PPO.load(tmp_path / "saved")
+    resumed.learn(128)
+    assert equal(first, straight) and equal(resumed, straight)
+    assert resumed._state() == straight._state()
+
+
 def test_evaluations_and_predictions_change_nothing():
     class Evaluate(Callback):
         def on_iteration(self, agent, episodes, metrics):
