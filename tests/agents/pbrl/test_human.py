@@ -298,7 +298,8 @@ def test_clips_are_drawn_in_the_callers_thread(tmp_path):
 
 
 SCRIPT = """
-import sys, numpy as np, torch
+import signal, sys, numpy as np, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from aligngym.agents.pbrl.human import HumanTeacher
 teacher = HumanTeacher(lambda i: np.zeros((2, 8, 8, 3), np.uint8), sys.argv[1], announce=lambda u: print(u, flush=True))
 pairs = torch.tensor([[0, 1], [1, 2]])
