@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.error import InvalidAction, ResetNeeded
 from numpy.typing import NDArray
 
 from ..batching import check_positive
 from .rendering import FastRenderer, choose_backend
+from .simulator import Moved, SimulatorEnv, check_choice
 
 BOUND = 1e6  # of observed numbers; the suite declares none, and only a simulation that blows up goes beyond
 CAMERAS: dict[str, str | int] = {"quadruped": 2, "dog": "x-axis"}  # where number 0 does not show the body well
@@ -30,7 +29,7 @@ def control_tasks() -> dict[str, tuple[str, ...]]:
     return dict(_suite().TASKS_BY_DOMAIN)
 
 
-class ControlAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
+class ControlAlignEnv(SimulatorEnv):
     """One task of the DeepMind Control Suite (arXiv 1801.00690), built on dm_control's own tasks and physics.
 
     Observation: all of the task's observables in the suite's order, one after the other, float32 and clipped to +-1e6;
@@ -91,17 +90,17 @@ class ControlAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
     ) -> None:
         check_positive(size=size, action_repeat=action_repeat, render_size=render_size)
         check_positive(max_steps=1 if max_steps is None else max_steps)
-        _check_choice("domain", domain, *control_tasks())
-        _check_choice("task", task, *control_tasks()[domain])
-        _check_choice("observation", observation, "state", "pixels")
-        _check_choice("reward", reward, "task", "none")
-        _check_choice("render_mode", render_mode, None, *self.metadata["render_modes"])
+        check_choice("domain", domain, *control_tasks())
+        check_choice("task", task, *control_tasks()[domain])
+        check_choice("observation", observation, "state", "pixels")
+        check_choice("reward", reward, "task", "none")
+        check_choice("render_mode", render_mode, None, *self.metadata["render_modes"])
+        super().__init__()
         self.domain, self.task, self.observation, self.size = domain, task, observation, size
         self.camera = CAMERAS.get(domain, 0) if camera is None else camera
         self.action_repeat, self.reward = action_repeat, reward
         self.render_mode, self.render_size = render_mode, render_size
         self.simulator, limit = _load(domain, task)
-        self._renderers: dict[int, FastRenderer] = {}
         self.metadata = self.metadata | {"render_fps": round(1 / self.simulator.control_timestep() / action_repeat)}
         self._last_step = (max_steps or ENDLESS) * action_repeat  # in control steps
         if max_steps is None and limit < math.inf:
@@ -117,59 +116,15 @@ class ControlAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
         state = spaces.Box(-BOUND, BOUND, (start,), np.float32)
         pixels = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = state if observation == "state" else pixels
-        self._steps, self._true_return, self._over = 0, 0.0, True
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start an episode.
-
-        Args:
-            seed: of the state that it starts in; None lets the generator run on.
-            options: none are known.
-
-        Raises:
-            ValueError: for an option.
-        """
-        super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
+    def _start(self) -> Mapping[str, Any]:
         if self.simulator is None:
             self.simulator, _ = _load(self.domain, self.task)
         self.simulator.task.random.seed(int(self.np_random.integers(2**32)))
-        state = self.simulator.reset().observation
+        state: Mapping[str, Any] = self.simulator.reset().observation
         if self.simulator.physics.model.nhfield:
             self._close_renderers()  # they have the old terrain
-        self._steps, self._true_return, self._over = 0, 0.0, False
-        return self._observe(state), {}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Take an action ``action_repeat`` times, or until the episode ends.
-
-        Raises:
-            gymnasium.error.InvalidAction: for an action outside the space.
-            gymnasium.error.ResetNeeded: when no episode is running.
-        """
-        if self._over:
-            raise ResetNeeded("no episode is running: call reset() before step()")
-        taken = np.asarray(action, np.float32)
-        if not self.action_space.contains(taken):
-            raise InvalidAction(f"action {action} is not in {self.action_space}")
-        true_reward, terminated, diverged, state = self._simulate(taken)
-        truncated = not terminated and (diverged is not None or self._steps >= self._last_step)
-        self._over = terminated or truncated
-        self._true_return += true_reward
-        info: dict[str, Any] = {"true_reward": true_reward}
-        if diverged is not None:
-            info["invalid"] = diverged
-        elif self._over:
-            info["reward/true_return"] = self._true_return
-        given = 0.0 if self.reward == "none" and diverged is None else true_reward
-        return self._observe(state), given, terminated, truncated, info
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """The scene ``[render_size, render_size, 3]``, or None without a render mode."""
-        return None if self.render_mode is None else self._picture(self.render_size)
+        return state
 
     def close(self) -> None:
         """Free the renderers and the simulation; a second call does nothing. A later ``reset`` makes them anew."""
@@ -178,23 +133,23 @@ class ControlAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
             self.simulator.physics.free()
         self.simulator, self._over = None, True
 
-    def _simulate(self, action: NDArray[np.float32]) -> tuple[float, bool, str | None, Mapping[str, Any]]:
-        """Reward, whether the task ended itself, why the simulation diverged (None if it did not), observables."""
+    def _move(self, action: NDArray[np.float32]) -> Moved:
+        """Take the action ``action_repeat`` times, or until the episode ends."""
         from dm_control.rl.control import PhysicsError
 
         rewards = []
-        for _ in range(min(self.action_repeat, self._last_step - self._steps)):
-            self._steps += 1
+        done = self._steps * self.action_repeat  # control steps
+        for step in range(done + 1, min(done + self.action_repeat, self._last_step) + 1):
             try:
                 taken = self.simulator.step(self._centre + self._reach * action)
             except PhysicsError as error:
-                why = f"the simulation of {self.domain} {self.task} diverged in control step {self._steps}: {error}"
+                why = f"the simulation of {self.domain} {self.task} diverged in control step {step}: {error}"
                 state = self.simulator.task.get_observation(self.simulator.physics)
-                return math.nan, False, why, state
+                return Moved(state, math.nan, diverged=why)
             rewards.append(float(taken.reward))
             if taken.last():
                 break
-        return math.fsum(rewards), taken.last(), None, taken.observation
+        return Moved(taken.observation, math.fsum(rewards), terminated=taken.last())
 
     def _observe(self, state: Mapping[str, Any]) -> NDArray[Any]:
         if self.observation == "pixels":
@@ -203,16 +158,11 @@ class ControlAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
         clipped: NDArray[np.float32] = np.clip(flat, -BOUND, BOUND).astype(np.float32)
         return clipped
 
-    def _picture(self, size: int) -> NDArray[np.uint8]:
-        model, data = self.simulator.physics.model.ptr, self.simulator.physics.data.ptr
-        if size not in self._renderers:
-            self._renderers[size] = FastRenderer(model, size, size, self.camera)
-        return self._renderers[size].render(data)
+    def _renderer(self, size: int) -> FastRenderer:
+        return FastRenderer(self.simulator.physics.model.ptr, size, size, self.camera)
 
-    def _close_renderers(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+    def _picture(self, size: int) -> NDArray[np.uint8]:
+        return self._draw(size, self.simulator.physics.data.ptr)
 
 
 def _suite() -> Any:
@@ -237,8 +187,3 @@ def _load(domain: str, task: str) -> tuple[Any, float]:
 def _sensor_names(physics: Any, *kinds: int) -> list[str]:
     """What dm_control 1.0.28's method of this name returns; that one needs a function that NumPy 2.4 no longer has."""
     return [physics.model.id2name(i, "sensor") for i in np.flatnonzero(np.isin(physics.model.sensor_type, kinds))]
-
-
-def _check_choice(name: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {list(allowed)}")

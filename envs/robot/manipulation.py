@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from ..batching import check_positive
 from .rendering import FastRenderer
+from .simulator import BROKEN, Moved, SimulatorEnv, check_choice
 
 # Of the hand (x, y, z, gripper's opening) as Meta-World clips it, and of 14 numbers about the objects: metres and
 # quaternions. Meta-World leaves the latter unbounded; in all of its tasks they stay within 1 unless an object is flung.
 _FRAME_LOW = [-0.525, 0.348, -0.0525, -1.0] + [-10.0] * 14
 _FRAME_HIGH = [0.525, 1.025, 0.7, 1.0] + [10.0] * 14
-_BROKEN = slice(4, 7)  # of MuJoCo's warnings: bad positions, velocities, accelerations
 
 
 def task_names() -> list[str]:
@@ -43,7 +42,7 @@ def full_task_name(task: str) -> str:
     return name
 
 
-class ManipulationAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
+class ManipulationAlignEnv(SimulatorEnv):
     """One Meta-World v3 task (arXiv 1910.10897), built on Meta-World's own classes: their physics, rewards and success.
 
     Observation: ``[39]`` float32. Twice 18 numbers, of now and of the step before: the hand's place (3), the gripper's
@@ -102,10 +101,11 @@ class ManipulationAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
         render_size: int = 256,
     ) -> None:
         check_positive(size=size, max_steps=max_steps, render_size=render_size)
-        _check_choice("observation", observation, "state", "pixels")
-        _check_choice("goal", goal, "random", "fixed")
-        _check_choice("reward", reward, "task", "success", "none")
-        _check_choice("render_mode", render_mode, None, *self.metadata["render_modes"])
+        check_choice("observation", observation, "state", "pixels")
+        check_choice("goal", goal, "random", "fixed")
+        check_choice("reward", reward, "task", "success", "none")
+        check_choice("render_mode", render_mode, None, *self.metadata["render_modes"])
+        super().__init__()
         self.task = full_task_name(task)
         self.observation, self.size, self.camera, self.goal = observation, size, camera, goal
         self.goal_observable, self.reward, self.max_steps = goal_observable, reward, max_steps
@@ -117,81 +117,29 @@ class ManipulationAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
         self.action_space = spaces.Box(-1, 1, (4,), np.float32)
         self.simulator = self._simulator()
         names = [self.simulator.model.camera(i).name for i in range(self.simulator.model.ncam)]
-        _check_choice("camera", camera, *names)
+        check_choice("camera", camera, *names)
         # All that Meta-World's resets change in the model; what is not set again would reach into the next episode.
         self._places = {k: getattr(self.simulator.model, k).copy() for k in ("body_pos", "site_pos")}
-        self._fixed = self._draw(np.random.default_rng(0)) if goal == "fixed" else None
-        self._renderers: dict[int, FastRenderer] = {}
-        self._successes: list[float] = []
-        self._true_return = 0.0
-        self._over = True
+        self._fixed = self._draw_vector(np.random.default_rng(0)) if goal == "fixed" else None
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start an episode.
-
-        Args:
-            seed: of the places of objects and goal; None lets the generator run on.
-            options: none are known.
-
-        Raises:
-            ValueError: for an option.
-        """
-        super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
-        vector = self._draw(self.np_random) if self._fixed is None else self._fixed
+    def _start(self) -> NDArray[np.float64]:
+        vector = self._draw_vector(self.np_random) if self._fixed is None else self._fixed
         self._clear()
         self.simulator._last_rand_vec = vector.copy()
-        state, _ = self.simulator.reset()
-        self._successes, self._true_return, self._over = [], 0.0, False
-        return self._observe(state), {}
+        state: NDArray[np.float64] = self.simulator.reset()[0]
+        return state
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Move the hand for 1/80 of a second.
-
-        Raises:
-            gymnasium.error.InvalidAction: for an action outside the space.
-            gymnasium.error.ResetNeeded: when no episode is running.
-        """
-        if self._over:
-            raise ResetNeeded("no episode is running: call reset() before step()")
-        taken = np.asarray(action, np.float32)
-        if not self.action_space.contains(taken):
-            raise InvalidAction(f"action {action} is not in {self.action_space}")
-        state, dense, _, _, facts = self.simulator.step(taken)
-        diverged = bool(self.simulator.data.warning.number[_BROKEN].any())
-        true_reward = np.nan if diverged else float(dense)
-        success = float(facts["success"])
-        self._true_return += true_reward
-        self._successes.append(success)
-        terminated = self.terminate_on_success and success > 0 and not diverged
-        truncated = not terminated and (diverged or len(self._successes) >= self.max_steps)
-        self._over = terminated or truncated
-        info: dict[str, Any] = {"true_reward": true_reward, "success": success}
-        if diverged:
-            info["invalid"] = f"the simulation of {self.task} diverged in step {len(self._successes)}"
-        elif self._over:
-            info["reward/true_return"] = self._true_return
-            info["reward/success_any"] = max(self._successes)
-            info["reward/success_last"] = success
-        given = np.nan if diverged else {"task": true_reward, "success": success, "none": 0.0}[self.reward]
-        return self._observe(state), given, terminated, truncated, info
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """The scene ``[render_size, render_size, 3]``, or None without a render mode.
-
-        Raises:
-            gymnasium.error.ResetNeeded: before the first reset.
-        """
-        return None if self.render_mode is None else self._picture(self.render_size)
+    def _move(self, action: NDArray[np.float32]) -> Moved:
+        """Move the hand for 1/80 of a second."""
+        state, dense, _, _, facts = self.simulator.step(action)
+        diverged = None
+        if self.simulator.data.warning.number[BROKEN].any():
+            diverged = f"the simulation of {self.task} diverged in step {self._steps + 1}"
+        return Moved(state, float(dense), float(facts["success"]), diverged=diverged)
 
     def close(self) -> None:
         """Free the renderers; a second call does nothing. A later ``reset`` works."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+        self._close_renderers()
         self.simulator.close()
 
     def _simulator(self) -> Any:
@@ -206,7 +154,7 @@ class ManipulationAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
             simulator.model.site_rgba[:, 3] = 0
         return simulator
 
-    def _draw(self, generator: np.random.Generator) -> NDArray[np.float64]:
+    def _draw_vector(self, generator: np.random.Generator) -> NDArray[np.float64]:
         """A random vector of the task: only its ``reset_model`` knows which of those in the box are allowed."""
         self._clear()
         simulator = self.simulator
@@ -232,17 +180,18 @@ class ManipulationAlignEnv(gymnasium.Env[NDArray[Any], NDArray[np.float32]]):
             observation[-3:] = 0
         return observation
 
+    def _renderer(self, size: int) -> FastRenderer:
+        return FastRenderer(self.simulator.model, size, size, self.camera)
+
     def _picture(self, size: int) -> NDArray[np.uint8]:
         simulator = self.simulator
         if simulator._target_pos is None:
             raise ResetNeeded("there is nothing to draw: call reset() before render()")
-        if size not in self._renderers:
-            self._renderers[size] = FastRenderer(simulator.model, size, size, self.camera)
         # Meta-World puts the goals' marks where they belong, and loses them again before anybody can draw them.
         before = simulator.data.site_xpos.copy()
         for name, place in simulator._target_site_config:
             simulator.data.site(name).xpos = place[:3]
-        picture = self._renderers[size].render(simulator.data)
+        picture = self._draw(size, simulator.data)
         simulator.data.site_xpos[:] = before
         return np.ascontiguousarray(picture[::-1, ::-1]) if self.camera.startswith("corner") else picture
 
@@ -254,8 +203,3 @@ def _tasks() -> Mapping[str, Any]:
     except ImportError as error:
         raise ImportError("Meta-World's tasks need metaworld and MuJoCo: pip install 'aligngym[robot]'") from error
     return ALL_V3_ENVIRONMENTS
-
-
-def _check_choice(name: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {list(allowed)}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.error import InvalidAction, ResetNeeded
 from numpy.typing import NDArray
 
 from ..batching import check_positive
 from .rendering import FastRenderer, choose_backend
+from .simulator import BROKEN, Moved, SimulatorEnv, check_choice
 
 # Our names: robosuite's, the object's body, and how many numbers robomimic's key "object" has.
 TASKS = {
@@ -49,7 +47,6 @@ CONTROLLER = {
         }
     },
 }
-_BROKEN = slice(4, 7)  # of MuJoCo's warnings: bad positions, velocities, accelerations
 _NEEDED = (
     "RobosuiteAlign-v0 needs robosuite 1.5. No extra of ours holds it, because its pins rule out NumPy 2, although it "
     "runs with that: pip install 'aligngym[robot]' numba opencv-python-headless qpsolvers scipy termcolor tqdm, then "
@@ -57,7 +54,7 @@ _NEEDED = (
 )
 
 
-class RobosuiteAlignEnv(gymnasium.Env[Any, NDArray[np.float32]]):
+class RobosuiteAlignEnv(SimulatorEnv):
     """A task of robosuite (arXiv 2009.12293) for one Panda arm, as in robomimic's datasets (arXiv 2108.03298).
 
     Observation: robomimic's four keys, float32, clipped to +-10, one after the other or (``flatten=False``) as a
@@ -122,18 +119,18 @@ class RobosuiteAlignEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         render_size: int = 256,
     ) -> None:
         check_positive(size=size, max_steps=max_steps, render_size=render_size)
-        _check_choice("task", task, *TASKS)
-        _check_choice("observation", observation, "state", "pixels")
-        _check_choice("flatten", flatten, True, False)
-        _check_choice("reward", reward, "task", "success", "none")
-        _check_choice("render_mode", render_mode, None, *self.metadata["render_modes"])
+        check_choice("task", task, *TASKS)
+        check_choice("observation", observation, "state", "pixels")
+        check_choice("flatten", flatten, True, False)
+        check_choice("reward", reward, "task", "success", "none")
+        check_choice("render_mode", render_mode, None, *self.metadata["render_modes"])
+        super().__init__()
         self.task, self.observation, self.flatten, self.size, self.camera = task, observation, flatten, size, camera
         self.reward, self.max_steps, self.terminate_on_success = reward, max_steps, terminate_on_success
         self.render_mode, self.render_size = render_mode, render_size
-        self._renderers: dict[int, FastRenderer] = {}
         self.simulator = _load(task)
         cameras = [self.simulator.sim.model.camera_id2name(i) for i in range(self.simulator.sim.model.ncam)]
-        _check_choice("camera", camera, *cameras)
+        check_choice("camera", camera, *cameras)
         sizes = {"object": TASKS[task][2], "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
         boxes = {name: spaces.Box(-BOUND, BOUND, (count,), np.float32) for name, count in sizes.items()}
         if observation == "pixels":
@@ -143,22 +140,8 @@ class RobosuiteAlignEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         else:
             self.observation_space = spaces.Dict(boxes)  # type: ignore[arg-type]
         self.action_space = spaces.Box(-1, 1, (7,), np.float32)
-        self._successes: list[float] = []
-        self._true_return, self._over = 0.0, True
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode.
-
-        Args:
-            seed: of the state that it starts in; None lets the generator run on.
-            options: none are known.
-
-        Raises:
-            ValueError: for an option.
-        """
-        super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
+    def _start(self) -> None:
         if self.simulator is None:
             self.simulator = _load(self.task)
         # All that robosuite draws from shares this one generator.
@@ -168,43 +151,14 @@ class RobosuiteAlignEnv(gymnasium.Env[Any, NDArray[np.float32]]):
             self._close_renderers()  # they have the old model
         with _quiet():
             self.simulator.reset()
-        self._successes, self._true_return, self._over = [], 0.0, False
-        return self._observe(), {}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take an action for 1/20 of a second.
-
-        Raises:
-            gymnasium.error.InvalidAction: for an action outside the space.
-            gymnasium.error.ResetNeeded: when no episode is running.
-        """
-        if self._over:
-            raise ResetNeeded("no episode is running: call reset() before step()")
-        taken = np.asarray(action, np.float32)
-        if not self.action_space.contains(taken):
-            raise InvalidAction(f"action {action} is not in {self.action_space}")
-        _, shaped, _, _ = self.simulator.step(taken.astype(np.float64))
-        diverged = bool(self.simulator.sim.data._data.warning.number[_BROKEN].any())
-        true_reward = math.nan if diverged else float(shaped)
-        success = float(self.simulator._check_success())
-        self._true_return += true_reward
-        self._successes.append(success)
-        terminated = self.terminate_on_success and success > 0 and not diverged
-        truncated = not terminated and (diverged or len(self._successes) >= self.max_steps)
-        self._over = terminated or truncated
-        info: dict[str, Any] = {"true_reward": true_reward, "success": success}
-        if diverged:
-            info["invalid"] = f"the simulation of {self.task} diverged in step {len(self._successes)}"
-        elif self._over:
-            info["reward/true_return"] = self._true_return
-            info["reward/success_any"] = max(self._successes)
-            info["reward/success_last"] = success
-        given = math.nan if diverged else {"task": true_reward, "success": success, "none": 0.0}[self.reward]
-        return self._observe(), given, terminated, truncated, info
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """The scene ``[render_size, render_size, 3]``, or None without a render mode."""
-        return None if self.render_mode is None else self._picture(self.render_size)
+    def _move(self, action: NDArray[np.float32]) -> Moved:
+        """Take the action for 1/20 of a second."""
+        _, shaped, _, _ = self.simulator.step(action.astype(np.float64))
+        diverged = None
+        if self.simulator.sim.data._data.warning.number[BROKEN].any():
+            diverged = f"the simulation of {self.task} diverged in step {self._steps + 1}"
+        return Moved(None, float(shaped), float(self.simulator._check_success()), diverged=diverged)
 
     def close(self) -> None:
         """Free the renderers and the simulation; a second call does nothing. A later ``reset`` makes them anew."""
@@ -213,7 +167,8 @@ class RobosuiteAlignEnv(gymnasium.Env[Any, NDArray[np.float32]]):
             self.simulator.close()
         self.simulator, self._over = None, True
 
-    def _observe(self) -> Any:
+    def _observe(self, state: None) -> Any:
+        """The observation of the simulation as it is."""
         if self.observation == "pixels":
             return self._picture(self.size)
         values = {k: np.nan_to_num(np.clip(v, -BOUND, BOUND)).astype(np.float32) for k, v in self._state().items()}
@@ -240,17 +195,12 @@ class RobosuiteAlignEnv(gymnasium.Env[Any, NDArray[np.float32]]):
             "robot0_gripper_qpos": np.array(data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]),
         }
 
-    def _picture(self, size: int) -> NDArray[np.uint8]:
-        simulation = self.simulator.sim
-        if size not in self._renderers:
-            # robosuite hides group 0, which holds what collides.
-            self._renderers[size] = FastRenderer(simulation.model._model, size, size, self.camera, hidden_groups=[0])
-        return self._renderers[size].render(simulation.data._data)
+    def _renderer(self, size: int) -> FastRenderer:
+        # robosuite hides group 0, which holds what collides.
+        return FastRenderer(self.simulator.sim.model._model, size, size, self.camera, hidden_groups=[0])
 
-    def _close_renderers(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+    def _picture(self, size: int) -> NDArray[np.uint8]:
+        return self._draw(size, self.simulator.sim.data._data)
 
 
 def _load(task: str) -> Any:
@@ -294,8 +244,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(serious)
-
-
-def _check_choice(name: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {list(allowed)}")
