@@ -237,7 +237,7 @@ def _draw(
     cells: Sequence[_Cell], columns: int, title: str = ""
 ) -> tuple[Picture, list[tuple[int, int, int, int, int] | None]]:
     """Cells in rows of ``columns``; also ``(x, y, width, height, enlarged by)`` of each image of all cells in turn."""
-    ImageDraw, font = _pillow("ImageDraw"), _font()
+    ImageDraw, font = _pillow("ImageDraw"), figure_font()
     scaled = [[None if image is None else _scaled(image) for image in cell.images] for cell in cells]
     side = max((max(s.size) for images in scaled for s, _ in filter(None, images)), default=SIDE)
     width = max(len(cell.images) for cell in cells) * (side + 2) - 2
@@ -301,7 +301,7 @@ def _cut(line: str, font: FreeTypeFont, width: int) -> str:
     return f"{line}…"
 
 
-def _font() -> FreeTypeFont:
+def figure_font() -> FreeTypeFont:
     """The font of the figures, which matplotlib brings along: it has more letters than Pillow's own."""
     from matplotlib import get_data_path
 

@@ -164,11 +164,7 @@ class PEARL(IQL):
         """
         if self.reward_model is None:
             return np.full(len(actions), np.nan)
-        device = self.policy.device
-        states, taken = (torch.as_tensor(x, dtype=torch.float32, device=device)[None] for x in (observations, actions))
-        mask = torch.ones(1, len(actions), dtype=torch.bool, device=device)
-        found: NDArray[np.float64] = self.reward_model.step_rewards(states, taken, mask)[0].double().cpu().numpy()
-        return found
+        return self.reward_model.predict(observations, actions)
 
     def _learn_reward(self, episodes: Trajectories) -> None:
         c, rng = self.config, np.random.default_rng([self.seed, 3])

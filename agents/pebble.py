@@ -262,14 +262,7 @@ class PEBBLE(SAC):
         """
         if self.preferences is None:
             return np.full(len(actions), np.nan)
-        device = self.reward_model.device
-        states, taken = (
-            torch.as_tensor(np.reshape(x, (len(actions), -1)), dtype=torch.float32, device=device)[:, None]
-            for x in (observations, actions)
-        )
-        mask = torch.ones(len(actions), 1, dtype=torch.bool, device=device)
-        found: NDArray[np.float64] = self.reward_model.step_rewards(states, taken, mask)[:, 0].double().cpu().numpy()
-        return found
+        return self.reward_model.predict(observations, actions)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         answers: dict[str, Tensor] = {}

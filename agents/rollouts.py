@@ -100,8 +100,8 @@ def step_through(
         observation, rewards, terminated, truncated, infos = env.step(
             actions if _is_torch(observation) else actions.cpu().numpy()
         )
-        terminated, truncated = _numpy(terminated).astype(bool), _numpy(truncated).astype(bool)
-        record.add(decision, observation, _numpy(rewards), terminated, truncated, infos, mode)
+        terminated, truncated = as_array(terminated).astype(bool), as_array(truncated).astype(bool)
+        record.add(decision, observation, as_array(rewards), terminated, truncated, infos, mode)
         if mode is AutoresetMode.DISABLED and (terminated | truncated).any() and record.active.any():
             # Rows that ended are out of the record, but stepping them on without a reset would be illegal.
             observation, _ = env.reset(options={"reset_mask": terminated | truncated})
@@ -287,5 +287,6 @@ def _is_torch(observation: Any) -> bool:
     )
 
 
-def _numpy(values: Any) -> npt.NDArray[Any]:
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """A tensor on any device, or anything that NumPy takes, as an array."""
     return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

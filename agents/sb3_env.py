@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from .rollouts import TERM_PREFIX, info_of_row
+from .rollouts import TERM_PREFIX, as_array, info_of_row
 
 Flags = npt.NDArray[np.bool_]
 Arrays = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -76,8 +76,8 @@ class SeededVecEnv(VecEnv):
             ValueError: if a reward failed (is NaN) otherwise than by the end of a simulation.
         """
         observation, rewards, terminated, truncated, infos = self.env.step(self._pending)
-        self.observation, given = _copied(observation), _array(rewards)
-        terminated, truncated = _array(terminated).astype(bool), _array(truncated).astype(bool)
+        self.observation, given = _copied(observation), as_array(rewards)
+        terminated, truncated = as_array(terminated).astype(bool), as_array(truncated).astype(bool)
         failed, ended = np.isnan(given), terminated | truncated
         self.rewards = rewards = self._paid(given, failed, truncated)
         rows = [info_of_row(infos, i) for i in range(self.num_envs)]
@@ -158,7 +158,7 @@ class SeededVecEnv(VecEnv):
             observation, _, terminated, truncated, _ = self.env.step(np.stack(taken))
             self.observation = _copied(observation)
             if self.mode is not AutoresetMode.SAME_STEP:
-                stale = (_array(terminated) | _array(truncated)).astype(bool)
+                stale = (as_array(terminated) | as_array(truncated)).astype(bool)
         if (rows := (lengths == 0) & (lengths.max() > 0)).any():
             self._reset(rows)
         assert self.observation is not None
@@ -226,15 +226,11 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Arrays | None:
     return {k.removeprefix(f"{name}."): v.numpy() for k, v in tensors.items() if k.startswith(f"{name}.")} or None
 
 
-def _array(values: Any) -> npt.NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
 def _copied(observation: Any) -> Any:
     """NumPy copies: environments may write into the arrays that they handed out."""
     if isinstance(observation, dict):
-        return {k: _array(v).copy() for k, v in observation.items()}
-    return _array(observation).copy()
+        return {k: as_array(v).copy() for k, v in observation.items()}
+    return as_array(observation).copy()
 
 
 def _row(observation: Arrays, row: Any) -> Any:

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from .images import figure_font
 from .policies.policy import Policy, RowNoise
 from .rollouts import environment_actions
 
@@ -127,7 +128,7 @@ def draw_frame(film: Film, step: int) -> Picture:
         scene = scene.resize((scene.width * factor, scene.height * factor), Image.Resampling.NEAREST)
     picture = Image.new("RGB", (scene.width, scene.height + STRIP * (len(film.rewards) + 1)), PAPER)
     picture.paste(scene, (0, 0))
-    draw, font = ImageDraw.Draw(picture), _font()
+    draw, font = ImageDraw.Draw(picture), figure_font()
     draw.text((6, scene.height + 4), f"step {step} of {len(film.frames) - 1}", INK, font)
     for number, (name, values) in enumerate(film.rewards.items(), 1):
         top, color = scene.height + STRIP * number, CURVES[(number - 1) % len(CURVES)]
@@ -155,10 +156,3 @@ def _curve(
 def _frame(env: gym.Env[Any, Any]) -> NDArray[np.uint8]:
     frame: Any = env.render()
     return np.array(frame, np.uint8)
-
-
-def _font() -> Any:
-    from matplotlib import get_data_path
-    from PIL import ImageFont
-
-    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)

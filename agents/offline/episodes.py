@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...trajectories import Trajectories
+from ..rollouts import TERM_PREFIX
 
 Array = npt.NDArray[Any]
-TERM = "reward/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def attributes(episodes: Trajectories, row: int, reserved: Collection[str]) -> d
         ValueError: for an info that HDF5 cannot hold as an attribute, or of a name that has another meaning.
     """
     found: dict[str, Any] = {"group": int(episodes.group[row])}
-    found |= {TERM + name: float(values[row]) for name, values in episodes.terms.items()}
+    found |= {TERM_PREFIX + name: float(values[row]) for name, values in episodes.terms.items()}
     for name, column in episodes.info.items():
         value = column[row]
         if name in found or name in reserved or (value is not None and np.asarray(value).dtype.kind not in "biufU"):
@@ -133,8 +133,8 @@ def from_attributes(found: Mapping[str, Any], reserved: Collection[str]) -> dict
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in found.items() if k not in reserved}
     return {
         "group": plain.pop("group", None),
-        "terms": {k.removeprefix(TERM): v for k, v in plain.items() if k.startswith(TERM)},
-        "info": {k: v for k, v in plain.items() if not k.startswith(TERM)},
+        "terms": {k.removeprefix(TERM_PREFIX): v for k, v in plain.items() if k.startswith(TERM_PREFIX)},
+        "info": {k: v for k, v in plain.items() if not k.startswith(TERM_PREFIX)},
     }
 
 

@@ -16,7 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -127,6 +129,21 @@ class RewardModel(nn.Module, ABC):
         """Rewards ``[B, T]`` of the steps of whole episodes, 0 at padding; no gradient, no dropout."""
         with evaluating(self):
             return self.rewards(observations, actions, mask).mean.masked_fill(~mask, 0.0)
+
+    def predict(self, observations: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float64]:
+        """Rewards ``[T]`` of the steps of one episode.
+
+        Args:
+            observations: ``[T, ...]`` states that the actions were chosen in.
+            actions: ``[T, ...]``.
+        """
+        states, taken = (
+            torch.as_tensor(np.reshape(x, (1, len(actions), -1)), dtype=torch.float32, device=self.device)
+            for x in (observations, actions)
+        )
+        mask = torch.ones(1, len(actions), dtype=torch.bool, device=self.device)
+        found: NDArray[np.float64] = self.step_rewards(states, taken, mask)[0].double().cpu().numpy()
+        return found
 
     def standardize(self, segments: Segments) -> None:
         """From now on subtract the mean of these segments' steps from the inputs, and divide by their deviation."""
