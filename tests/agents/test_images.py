@@ -89,9 +89,9 @@ def test_text_stays_in_its_cell(count, columns, tmp_path):
 
 
 def test_captions_are_whole_where_they_fit_and_cut_where_not(tmp_path):
-    from aligngym.agents.images import _font, _wrapped
+    from aligngym.agents.images import _wrapped, figure_font
 
-    font = _font()
+    font = figure_font()
     assert _wrapped("kissing face with closed eyes", font, 128) == ["kissing face with", "closed eyes"]
     assert _wrapped("", font, 128) == []
     long = _wrapped(LONG, font, 128)
