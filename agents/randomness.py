@@ -83,6 +83,24 @@ class GlobalRandomness:
                 torch.cuda.set_rng_state(state, device)
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch's global generators start from ``seed`` within, and are put back: layers and dropout know no others.
+
+    Args:
+        seed: of them.
+        device: on which torch draws, beside the CPU.
+    """
+    device = torch.device(device)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the other devices too
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def _generator(device: str, state: torch.Tensor) -> torch.Generator:
     generator = torch.Generator(device)
     generator.set_state(state)

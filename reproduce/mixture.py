@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..agents.policies.denoiser import Condition, Denoiser
 from ..agents.policies.samplers import NoiseGrid, noised
+from ..agents.randomness import seeded
 
 Points = NDArray[np.float64]
 EDGE = 0.01  # share of the quarter turn that the noise schedule leaves out at either end
@@ -89,8 +90,7 @@ class PointDenoiser(Denoiser):
         super().__init__()
         self.kind, self.prediction, self.shape = kind, "velocity" if kind == "flow" else "v_prediction", (2,)
         sizes = [2 + 2 * len(self.FREQUENCIES), width, width, width]
-        with torch.random.fork_rng(devices=()):  # layers draw their initial weights from the global generator
-            torch.manual_seed(seed)
+        with seeded(seed):
             layers: list[nn.Module] = []
             for i, o in pairwise(sizes):
                 layers += [nn.Linear(i, o), nn.SiLU()]

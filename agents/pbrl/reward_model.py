@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..randomness import seeded
 from .segments import Segments
 
 SCHEMA = 1
@@ -257,9 +258,7 @@ def load_reward_model(path: str | Path) -> RewardModel:
 def initial(generator: torch.Generator | None) -> Iterator[None]:
     """Layers made within draw their weights from ``generator``, and leave the global random numbers as they were."""
     generator = generator or torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the other devices too.
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with seeded(int(torch.randint(2**62, (), generator=generator))):
         yield
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, get_args
@@ -32,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...trajectories import Trajectories
+from ..randomness import seeded
 from .dataset import PreferenceDataset
 from .reward_model import RewardModel, RewardOutput
 
@@ -183,7 +183,7 @@ def fit_reward_model(
     history: list[dict[str, float]] = []
     update = 0
     model.train()
-    with seeded(rng, model.device):
+    with seeded(int(rng.integers(2**62)), model.device):  # dropout, orders and samples
         while update < config.updates:
             found = []
             for batches in islice(_epoch(len(pairs), config.batch_size, model.size), config.updates - update):
@@ -243,19 +243,6 @@ def normalize_returns(episodes: Trajectories, horizon: int) -> Trajectories:
     if not spread > 0:
         raise ValueError(f"all {len(returns)} valid episodes have the same return, there is no range to divide by")
     return replace(episodes, rewards=episodes.rewards * (horizon / spread))
-
-
-@contextmanager
-def seeded(rng: np.random.Generator, device: torch.device) -> Iterator[None]:
-    """Within, torch's global generators are seeded from ``rng`` (dropout knows no others); then they are put back."""
-    cuda = device.type == "cuda"
-    seed = int(rng.integers(2**62))
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _epoch(count: int, size: int, members: int) -> Iterator[tuple[Tensor, ...]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..randomness import seeded
 from .samplers import Kind, NoiseGrid, Prediction
 
 __all__ = ["Condition", "Critic", "Denoiser", "NoiseGrid", "denoiser_classes", "load_denoiser"]
@@ -88,8 +89,7 @@ class Critic(nn.Module):
     def __init__(self, shape: Sequence[int], seed: int = 0, width: int = 64) -> None:
         super().__init__()
         self.image = len(shape) == 3
-        with torch.random.fork_rng(devices=()):  # layers draw their initial weights from the global generator
-            torch.manual_seed(seed)
+        with seeded(seed):
             if self.image:
                 self.body: nn.Module = nn.Sequential(
                     nn.Conv2d(shape[0], width // 2, 3, stride=2, padding=1), nn.SiLU(),

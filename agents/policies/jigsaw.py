@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...trajectories import Trajectories
+from ..randomness import seeded
 from .clicker import PIECE, Clicker, distinct, empty
 from .page_encoder import Attention, PageEncoder
 from .policy import Decision, Evaluation, Policy, RowNoise, one_turn, sample_categorical
@@ -132,8 +133,7 @@ class JigsawPolicy(Policy):
         """
         if num_pieces < 2:
             raise ValueError(f"num_pieces is {num_pieces}, expected at least 2")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return cls(Jigsaw(num_pieces, **sizes), value_head, freeze_page)
 
     @property

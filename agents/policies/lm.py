@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...assets import model_path
 from ...trajectories import Trajectories
+from ..randomness import seeded
 from .decoding import Sampling, attends_to_all, decode
 from .policy import Decision, Evaluation, Policy, RowNoise, sample_categorical
 
@@ -80,8 +81,7 @@ class LMPolicy(Policy):
 
             targets = list(lora.target_modules) if lora.target_modules else None
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
-            with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; B is 0 whatever A is
-                torch.manual_seed(0)
+            with seeded(0):  # B is 0 whatever A is
                 adapters = get_peft_model(model, config)
             object.__setattr__(self, "_adapters", adapters)  # not a submodule: the adapters already live in `model`
         self.model = model

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..randomness import seeded
 from .caption_unet import diffusers
 from .denoiser import Condition, Denoiser
 from .pipelines import ARCHITECTURES
@@ -252,8 +253,7 @@ class PipelineDenoiser(Denoiser):
         from peft import LoraConfig
 
         config = LoraConfig(r=self.lora["rank"], lora_alpha=self.lora["alpha"], target_modules=self.lora["targets"])
-        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; B is 0 whatever A is
-            torch.manual_seed(0)
+        with seeded(0):  # B is 0 whatever A is
             self.network.add_adapter(config)
         for parameter in self.network.parameters():
             if parameter.requires_grad:  # small steps would be lost in half precision

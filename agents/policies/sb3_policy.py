@@ -14,6 +14,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
+from ..randomness import seeded
 from .control import space_from_json, space_to_json
 from .policy import Decision, Policy, RowNoise, sample_categorical
 
@@ -56,8 +57,7 @@ class SB3Policy(Policy):
         """
         known = ALGORITHMS[algorithm].policy_aliases[policy_name(observation_space)]
         options: dict[str, Any] = {} if net_arch is None else {"net_arch": list(net_arch)}
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with seeded(0):
             return cls(known(observation_space, action_space, lambda _: 0.0, **options))
 
     @property
