@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -75,6 +75,17 @@ def save_checkpoint(
     for path in (*fresh.iterdir(), fresh):
         _to_disk(path)
     _swap(fresh, folder)
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of one file, on the CPU, and the text in its header.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        SafetensorError: if it is none of safetensors, or damaged.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118, no mapping
 
 
 def load_checkpoint(folder: str | Path, *, schema: int = 1) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -21,7 +21,7 @@ from ..callbacks import Callback
 from ..checkpoint import flatten_optimizer, restore_optimizer
 from ..policies.control import ControlPolicy
 from ..policies.policy import Policy
-from .transitions import Transitions
+from .transitions import Transitions, return_spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,7 @@ class OfflineAgent(Agent):
             for name in ("observations", "next_observations")
         }
         if self.config.return_range:
-            returns = episodes.returns[episodes.valid]
-            spread = (returns.max() - returns.min()).item()
+            spread = return_spread(episodes)
             if not spread:
                 raise ValueError(f"return_range={self.config.return_range}, but all returns of the dataset are equal")
             changed["rewards"] = steps.rewards * (self.config.return_range / spread)

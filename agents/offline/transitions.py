@@ -80,3 +80,9 @@ class Transitions:
             digest.update(f"{tuple(values.shape)}{values.dtype}".encode())
             digest.update(np.ascontiguousarray(values.cpu().numpy()).data)
         return digest.hexdigest()
+
+
+def return_spread(episodes: Trajectories) -> float:
+    """Best less worst return of the valid episodes; 0 where there are none."""
+    returns = episodes.returns[episodes.valid]
+    return float(returns.max() - returns.min()) if len(returns) else 0.0

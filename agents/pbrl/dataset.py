@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ..checkpoint import read_safetensors
 from .segments import Segments
 
 FORMAT, SCHEMA = "aligngym-preferences", 1
@@ -92,13 +93,9 @@ class PreferenceDataset:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged, of another kind, or of a newer schema.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        data = Path(path).read_bytes()
         try:
-            tensors, metadata = load(data), _metadata(data)
-        except (SafetensorError, ValueError) as error:
+            tensors, metadata = read_safetensors(path)
+        except SafetensorError as error:
             raise ValueError(f"{path} is no intact safetensors file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is a safetensors file without preferences: it holds {sorted(tensors)}")
@@ -114,10 +111,3 @@ class PreferenceDataset:
             return cls(segments=Segments(**tensors), pairs=pairs, labels=labels)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The header's free text; safetensors reads it from files only."""
-    size = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    return found

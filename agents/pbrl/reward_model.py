@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoint import read_safetensors
 from ..randomness import seeded
 from .segments import Segments
 
@@ -237,9 +238,7 @@ def load_reward_model(path: str | Path) -> RewardModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no reward model {path}")
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        tensors, header = read_safetensors(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from error
     if header.get("aligngym") != "reward model" or header.get("kind") not in kinds:

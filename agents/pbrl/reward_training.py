@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...trajectories import Trajectories
+from ..agent import AgentConfig
+from ..offline.transitions import return_spread
 from ..randomness import seeded
 from .dataset import PreferenceDataset
 from .reward_model import RewardModel, RewardOutput
@@ -41,7 +43,7 @@ EPISODES = 16  # relabelled at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardTrainingConfig:
+class RewardTrainingConfig(AgentConfig):
     """Options of :func:`fit_reward_model`; the defaults are the Preference Transformer's but for the updates.
 
     Attributes:
@@ -76,20 +78,13 @@ class RewardTrainingConfig:
     mc_samples: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "mc_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("min_learning_rate", "weight_decay", "lambda_1", "lambda_2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={self.schedule!r}: must be one of {', '.join(get_args(Schedule))}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup}: must be in [0, 1)")
-        if self.stop_accuracy is not None and not 0.5 < self.stop_accuracy <= 1:
-            raise ValueError(f"stop_accuracy={self.stop_accuracy}: must be in (0.5, 1], or None")
+        super().__post_init__()
+        self.require(("updates", "batch_size", "mc_samples"), lambda v: v >= 1, "at least 1")
+        not_negative = ("min_learning_rate", "weight_decay", "lambda_1", "lambda_2")
+        self.require(not_negative, lambda v: v >= 0, "at least 0")
+        self.require(("learning_rate",), lambda v: v > 0, "above 0")
+        self.require(("warmup",), lambda v: 0 <= v < 1, "in [0, 1)")
+        self.require(("stop_accuracy",), lambda v: v is None or 0.5 < v <= 1, "in (0.5, 1], or None")
 
 
 def preference_loss(gap: Tensor, labels: Tensor) -> Tensor:
@@ -238,10 +233,11 @@ def normalize_returns(episodes: Trajectories, horizon: int) -> Trajectories:
     """
     if horizon < 1:
         raise ValueError(f"horizon={horizon}: must be at least 1")
-    returns = episodes.returns[episodes.valid]
-    spread = float(returns.max() - returns.min()) if len(returns) else 0.0
+    spread = return_spread(episodes)
     if not spread > 0:
-        raise ValueError(f"all {len(returns)} valid episodes have the same return, there is no range to divide by")
+        raise ValueError(
+            f"all {int(episodes.valid.sum())} valid episodes have the same return, there is no range to divide by"
+        )
     return replace(episodes, rewards=episodes.rewards * (horizon / spread))
 
 

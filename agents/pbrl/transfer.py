@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..agent import AgentConfig
 from .segments import Segments
 
 Array = NDArray[np.float64]
@@ -40,7 +41,7 @@ NEAR = 0.05  # values closer than this share of the product plan's value count a
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignmentConfig:
+class AlignmentConfig(AgentConfig):
     """How preferences are aligned.
 
     Attributes:
@@ -62,13 +63,10 @@ class AlignmentConfig:
     max_ambiguity: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, least in (("clusters", 2), ("per_cluster", 1), ("starts", 1), ("num_labels", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if not 0 <= self.max_ambiguity <= 1:
-            raise ValueError(f"max_ambiguity={self.max_ambiguity}: must be in [0, 1]")
-        _one_of("metric", self.metric, get_args(Metric))
-        _one_of("features", self.features, get_args(Features))
+        super().__post_init__()
+        self.require(("clusters",), lambda v: v >= 2, "at least 2")
+        self.require(("per_cluster", "starts", "num_labels"), lambda v: v >= 1, "at least 1")
+        self.require(("max_ambiguity",), lambda v: 0 <= v <= 1, "in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
