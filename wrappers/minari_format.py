@@ -30,6 +30,7 @@ class MinariWriter:
         except ImportError as error:
             raise ImportError("format='minari' needs Minari with HDF5: pip install 'aligngym[robot]'") from error
         self.spaces = env.observation_space, env.action_space
+        folder = folder.resolve()  # Minari joins a relative one to itself when it writes
         if (folder / "metadata.json").exists():
             self.storage = MinariStorage.read(folder)
             if (self.storage.observation_space, self.storage.action_space) != self.spaces:

@@ -193,3 +193,16 @@ def test_control_episodes_become_a_minari_dataset(tmp_path):
     nested.reset(seed=0)
     nested.step(0)
     assert minari.MinariDataset(tmp_path / "nested" / "data").total_episodes == 1
+
+
+def test_a_minari_dataset_in_a_relative_folder(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        env = RecordTrajectories(gym.make("Blackjack-v1"), "here", "minari")
+        env.reset(seed=0)
+        monkeypatch.chdir(tmp_path.parent)  # the folder is the one that it was when recording began
+        assert env.step(0)[2]
+        monkeypatch.chdir(tmp_path)
+        env.close()
+    assert minari.MinariDataset(tmp_path / "here" / "data").total_episodes == 2
