@@ -70,11 +70,12 @@ endef
 	touch $@
 
 # Text recognition draws on OpenCV, whose wheel needs two system libraries; live pages are shown by Chromium, and MuJoCo
-# renders through EGL. robosuite asks for an old mink, which none of its tasks here needs, and with it for an old NumPy.
+# renders through EGL. robosuite asks for an old mink, which none of its tasks here needs, and with it for an old NumPy;
+# robomimic for torchvision, which brings CUDA along and which its reader of datasets does without.
 .venv/.dev: .venv/.installed
 	$(PIP) -e '.[dev]'
 	$(PIP) numba termcolor qpsolvers tqdm
-	$(PIP) --no-deps robosuite mink
+	$(PIP) --no-deps robosuite mink robomimic
 	$(BIN)/python -c 'import cv2' 2>/dev/null || $(call apt,libgl1 libglib2.0-0)
 	$(BIN)/python -c 'from aligngym.envs.gui import chromium; chromium.executable()' 2>/dev/null || \
 		$(call apt,chromium fonts-liberation fonts-dejavu-core)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aligngym.agents.offline.robomimic import read_env_args, read_robomimic, write_robomimic
+from aligngym.assets import robot_data_path
 from aligngym.trajectories import Trajectories
 
 from ..recorded import play, same
@@ -120,21 +121,48 @@ def test_what_is_refused(episodes, tmp_path, monkeypatch):
         read_robomimic(path)
 
 
-def test_robomimics_own_reader_opens_it(episodes, tmp_path):
-    pytest.importorskip("robomimic")
+def by_robomimic(path, mask=None):
+    """What robomimic's own reader finds: the columns of all steps, demonstrations one after the other."""
     from robomimic.utils import obs_utils
     from robomimic.utils.dataset import SequenceDataset
 
-    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS, masks={"train": [0, 2], "valid": [1, 3]})
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["state"], "rgb": []}})
-    options = {
-        "hdf5_path": str(tmp_path / "a.hdf5"), "obs_keys": ("state",), "dataset_keys": ("actions", "rewards", "dones"),
-        "hdf5_cache_mode": None, "load_next_obs": True,
-    }  # fmt: skip
-    assert len(SequenceDataset(**options)) == 12 + 7 + 3 + 12
-    valid = SequenceDataset(**options, filter_by_attribute="valid")
-    assert len(valid) == 7 + 12
-    last = valid[6]
-    assert np.array_equal(last["next_obs"]["state"][0], episodes.observations[1, 7].numpy())
-    assert np.array_equal(last["actions"][0], episodes.actions[1, 6].numpy())
-    assert last["dones"][0] == 1 and valid[7 + 11]["dones"][0] == 0
+    data = SequenceDataset(
+        hdf5_path=str(path), obs_keys=("state",), dataset_keys=("actions", "rewards", "dones"), load_next_obs=True,
+        hdf5_cache_mode="low_dim", filter_by_attribute=mask,
+    )  # fmt: skip
+    steps = [data[i] for i in range(len(data))]
+    found = {name: np.concatenate([step[name] for step in steps]) for name in ("actions", "rewards", "dones")}
+    return found | {name: np.concatenate([step[name]["state"] for step in steps]) for name in ("obs", "next_obs")}
+
+
+def columns(episodes):
+    """The same of our record."""
+    mask, states = episodes.mask, episodes.observations
+    ends = torch.zeros_like(mask)
+    ends[torch.arange(len(mask)), episodes.lengths - 1] = episodes.terminated
+    found = {"actions": episodes.actions, "rewards": episodes.rewards, "dones": ends.float()}
+    found |= {"obs": states[:, :-1], "next_obs": states[:, 1:]}
+    return {name: values[mask].numpy() for name, values in found.items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name, strict=True)
+
+
+def test_robomimics_own_reader_opens_it(episodes, tmp_path):
+    pytest.importorskip("robomimic")
+    write_robomimic(tmp_path / "a.hdf5", episodes, env_args=ENV_ARGS, masks={"train": [0, 2], "valid": [1, 3]})
+    everything = by_robomimic(tmp_path / "a.hdf5")
+    assert len(everything["dones"]) == 12 + 7 + 3 + 12 and everything["dones"].sum() == 2
+    assert_equal(everything, columns(episodes))
+    assert_equal(by_robomimic(tmp_path / "a.hdf5", "valid"), columns(episodes.select(torch.tensor([1, 3]))))
+
+
+def test_robomimics_own_reader_opens_the_embedded_episodes():
+    pytest.importorskip("robomimic")
+    path = robot_data_path("drawer-open")
+    assert len(by_robomimic(path)["rewards"]) == 4800
+    assert_equal(by_robomimic(path), columns(read_robomimic(path)))
