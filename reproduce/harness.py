@@ -187,10 +187,10 @@ def _seed(claim: Claim, seed: int, settings: Settings, folder: Path) -> dict[str
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if record.get("settings_hash") == known:
-            record["numbers"] = {k: math.nan if v is None else v for k, v in record["numbers"].items()}
-            _say(f"{claim.key}: seed {seed} was run before")
+            record["numbers"] = _with_nan(record["numbers"])
+            say(f"{claim.key}: seed {seed} was run before")
             return record
-        _say(f"{claim.key}: seed {seed} was run with other settings or defaults, running it again")
+        say(f"{claim.key}: seed {seed} was run with other settings or defaults, running it again")
     began = time.perf_counter()
     numbers = {k: float(v) for k, v in claim.run(seed, settings, folder.parent / "networks").items()}
     record = {
@@ -198,12 +198,41 @@ def _seed(claim: Claim, seed: int, settings: Settings, folder: Path) -> dict[str
         "seconds": round(time.perf_counter() - began, 1), "numbers": numbers,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    # JSON has no NaN: what could not be measured is null.
-    plain = {**record, "numbers": {k: v if math.isfinite(v) else None for k, v in numbers.items()}}
-    write_text(path, json.dumps(plain, indent=1) + "\n")
-    _say(f"{claim.key}: seed {seed} took {record['seconds']:.0f} s")
+    write_text(path, json.dumps({**record, "numbers": _without_nan(numbers)}, indent=1) + "\n")
+    say(f"{claim.key}: seed {seed} took {record['seconds']:.0f} s")
     return record
 
 
-def _say(text: str) -> None:
+def kept(folder: Path, name: str, depends_on: Any, measure: Callable[[], Numbers]) -> Numbers:
+    """Numbers of a part of a seed, from ``folder`` where it was measured before, so that a long seed can be cut short.
+
+    Args:
+        folder: for the file.
+        name: begins the file's.
+        depends_on: all that the numbers depend on, as JSON; the file's name ends with its hash.
+        measure: gives the numbers.
+    """
+    text = json.dumps(depends_on, sort_keys=True)
+    path = folder / f"{name}-{sha256(text.encode()).hexdigest()[:12]}.json"
+    if path.exists():
+        return _with_nan(json.loads(path.read_text("utf-8"))["numbers"])
+    began = time.perf_counter()
+    numbers = measure()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"depends_on": depends_on, "numbers": _without_nan(numbers)}, indent=1) + "\n")
+    say(f"  {name} took {time.perf_counter() - began:.0f} s")
+    return numbers
+
+
+def say(text: str) -> None:
+    """Tell people how far a run is."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _without_nan(numbers: Numbers) -> dict[str, float | None]:
+    """JSON has no NaN: what could not be measured is null."""
+    return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+
+
+def _with_nan(numbers: Mapping[str, float | None]) -> Numbers:
+    return {k: math.nan if v is None else v for k, v in numbers.items()}

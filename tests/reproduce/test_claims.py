@@ -11,7 +11,9 @@ from aligngym.reproduce.report import write_report
 
 TINY = {
     "pretraining_steps": 40, "num_steps": 4, "episodes": 64, "calls": 64, "looks": 2, "measured_after": 1,
-    "evaluation": 64, "branches": 4, "branch_groups": 4, "inner_updates": 2,
+    "evaluation": 64, "branches": 4, "branch_groups": 4, "inner_updates": 2, "recorded": None, "evaluated": 2,
+    "source": 20, "target": 20, "one_problem": 8, "alignment": {"num_labels": 8, "starts": 2},
+    "iql": {"total_updates": 4, "updates_per_iteration": 4}, "reward": {"reward_updates": 2, "reward_batch_size": 4},
 }  # fmt: skip
 EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
 
