@@ -34,7 +34,7 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         FileNotFoundError: if the model was not fetched yet.
     """
     spec, options = _named_environment(experiment, split)
-    if hasattr(environment_class(spec), "rollout"):
+    if spec.entry_point is None or hasattr(environment_class(spec), "rollout"):
         return gym.make_vec(spec, num_envs=rows, vectorization_mode="vector_entry_point", **options)
     # Others' batched environments take one seed for all rows; groups need one a row.
     return gym.make_vec(spec, num_envs=math.gcd(rows, 16), vectorization_mode="sync", **options)
@@ -77,9 +77,9 @@ def _named_environment(experiment: Experiment, split: str) -> tuple[EnvSpec, dic
 
 
 def environment_class(spec: EnvSpec) -> Any:
-    """What makes the environment: its batched class where that plays whole episodes, else the single one."""
+    """What makes the environment: its batched class where that plays whole episodes or is all, else the single one."""
     entries = [load_env_creator(e) if isinstance(e, str) else e for e in (spec.vector_entry_point, spec.entry_point)]
-    return entries[0] if hasattr(entries[0], "rollout") else entries[1]
+    return entries[0] if entries[1] is None or hasattr(entries[0], "rollout") else entries[1]
 
 
 def environment_parameters(spec: EnvSpec) -> list[str]:

@@ -30,7 +30,7 @@ def make_environment(
         raise TypeError(f"env is a {type(env).__name__}, expected an id or a vector environment (gymnasium.make_vec)")
     if gym.spec(env).vector_entry_point is not None:
         batched = gym.make_vec(env, num_envs=episodes, **options)
-        if hasattr(type(batched.unwrapped), "rollout"):
+        if gym.spec(env).entry_point is None or hasattr(type(batched.unwrapped), "rollout"):
             return batched
         batched.close()  # others' batched environments take one seed for all rows; groups need one a row
     return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync", **options)

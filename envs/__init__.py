@@ -12,13 +12,14 @@ class Entry:
     """One line of the table.
 
     Attributes:
-        single: ``module:class`` of the single environment, the module relative to this package.
+        single: ``module:class`` of the single environment, the module relative to this package; None where there are
+            only many at once.
         batched: the same of its batched twin, which ``gymnasium.make_vec`` then uses; None where Gymnasium batches it.
         extra: the optional dependencies to install for it (``pip install 'aligngym[extra]'``); None needs none.
         summary: what the environment is, in one line.
     """
 
-    single: str
+    single: str | None
     batched: str | None
     extra: str | None
     summary: str
@@ -79,6 +80,13 @@ ENVIRONMENTS = {
         extra="robot",
         summary="control a simulated body in one of the tasks of dm-control's suite",
     ),
+    # An id of its own: as the batched twin of ControlAlign-v0 it would be what make_vec takes unless told otherwise.
+    "ControlAlignMJX-v0": Entry(
+        single=None,
+        batched=".robot.mjx:ControlAlignMJXVectorEnv",
+        extra="mjx",
+        summary="the same, thousands side by side on a GPU; make_vec only",
+    ),
     "TabularBandit-v0": Entry(
         single=".bandit:TabularBanditEnv",
         batched=".bandit:TabularBanditVectorEnv",
@@ -95,7 +103,7 @@ def register() -> None:
             if env_id not in gymnasium.registry:
                 gymnasium.register(
                     env_id,
-                    entry_point=__name__ + entry.single,
+                    entry_point=__name__ + entry.single if entry.single else None,
                     vector_entry_point=__name__ + entry.batched if entry.batched else None,
                 )
 

@@ -66,6 +66,9 @@ class ControlAlignEnv(SimulatorEnv):
 
     Attributes:
         observables: the suite's observables by name, each the slice of the observed state that holds it.
+        centre: of the suite's own bounds of actions.
+        reach: from there to the upper bound.
+        last_step: control steps of an episode.
 
     Raises:
         ImportError: if a package of the extra ``robot`` is missing.
@@ -102,13 +105,13 @@ class ControlAlignEnv(SimulatorEnv):
         self.render_mode, self.render_size = render_mode, render_size
         self.simulator, limit = _load(domain, task)
         self.metadata = self.metadata | {"render_fps": round(1 / self.simulator.control_timestep() / action_repeat)}
-        self._last_step = (max_steps or ENDLESS) * action_repeat  # in control steps
+        self.last_step = (max_steps or ENDLESS) * action_repeat
         if max_steps is None and limit < math.inf:
-            self._last_step = math.ceil(limit)
-        self.max_steps = math.ceil(self._last_step / action_repeat)
+            self.last_step = math.ceil(limit)
+        self.max_steps = math.ceil(self.last_step / action_repeat)
         spec = self.simulator.action_spec()
         low, high = (np.clip(bound, -LIMIT, LIMIT) for bound in (spec.minimum, spec.maximum))
-        self._centre, self._reach = (high + low) / 2, (high - low) / 2
+        self.centre, self.reach = (high + low) / 2, (high - low) / 2
         self.action_space = spaces.Box(-1, 1, spec.shape, np.float32)
         start, self.observables = 0, {}
         for name, values in self.simulator.reset().observation.items():
@@ -139,9 +142,9 @@ class ControlAlignEnv(SimulatorEnv):
 
         rewards = []
         done = self._steps * self.action_repeat  # control steps
-        for step in range(done + 1, min(done + self.action_repeat, self._last_step) + 1):
+        for step in range(done + 1, min(done + self.action_repeat, self.last_step) + 1):
             try:
-                taken = self.simulator.step(self._centre + self._reach * action)
+                taken = self.simulator.step(self.centre + self.reach * action)
             except PhysicsError as error:
                 why = f"the simulation of {self.domain} {self.task} diverged in control step {step}: {error}"
                 state = self.simulator.task.get_observation(self.simulator.physics)

@@ -22,7 +22,7 @@ import aligngym
 from aligngym.agents.policies.policy import RowNoise
 from aligngym.envs import ENVIRONMENTS, list_envs, register
 
-IDS = [name for name, entry in ENVIRONMENTS.items() if entry.batched]
+IDS = [name for name, entry in ENVIRONMENTS.items() if entry.single and entry.batched]
 every_env = pytest.mark.parametrize("env_id", IDS)
 
 
@@ -48,6 +48,7 @@ def test_ids_are_registered_plain_and_namespaced() -> None:
         for env_id in (name, f"aligngym/{name}"):
             spec = gym.spec(env_id)
             assert spec.kwargs == {} and not spec.disable_env_checker
+            assert bool(spec.entry_point) == bool(entry.single)
             assert bool(spec.vector_entry_point) == bool(entry.batched)
             assert spec.max_episode_steps is None
 
