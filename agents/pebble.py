@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor
 
+from ..trajectories import stack
 from .checkpoint import read_generator, write_generator
-from .offline.episodes import stack
 from .pbrl.dataset import PreferenceDataset
 from .pbrl.queries import disagreement_queries, entropy_queries, uniform_queries
 from .pbrl.replay import EpisodeRecord, RewardlessReplayBuffer, RunningDeviation

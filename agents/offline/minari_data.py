@@ -15,8 +15,8 @@ import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.envs.registration import EnvSpec
 
-from ...trajectories import Trajectories
-from .episodes import Array, Episode, attributes, from_attributes, stack, step_counts
+from ...trajectories import Array, Episode, Trajectories, stack
+from .episodes import attributes, from_attributes, step_counts
 
 OWN = ("id", "total_steps")
 

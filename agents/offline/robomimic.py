@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from ...trajectories import Trajectories
-from .episodes import Array, Episode, attributes, from_attributes, stack, step_counts
+from ...trajectories import Array, Episode, Trajectories, stack
+from .episodes import attributes, from_attributes, step_counts
 
 OWN = ("num_samples", "terminated", "truncated")
 

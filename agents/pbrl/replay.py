@@ -20,7 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
-from ..offline.episodes import Episode
+from ...trajectories import Episode
 from .reward_model import RewardModel
 
 CHUNK = 4096  # transitions relabelled at once

@@ -13,7 +13,7 @@ from ..batching import check_positive
 from .manipulation import ManipulationAlignEnv, full_task_name, task_names
 
 if TYPE_CHECKING:
-    from ...trajectories import Trajectories
+    from ...trajectories import Episode, Trajectories
 
 BEHAVIOURS = ("expert", "wrong_goal", "other_task", "random")
 
@@ -88,6 +88,8 @@ def collect_behaviour(
         ImportError: if Meta-World is not installed.
         ValueError: for an argument outside what is allowed.
     """
+    from ...trajectories import stack
+
     check_positive(episodes=episodes, max_steps=max_steps)
     if behaviour not in BEHAVIOURS:
         raise ValueError(f"behaviour is {behaviour!r}, expected one of {list(BEHAVIOURS)}")
@@ -101,11 +103,12 @@ def collect_behaviour(
         played.append(_play(env, behaviour, np.random.default_rng([*key, i]), noise))
         progress()
     env.close()
-    return _record(played, name, behaviour)
+    return stack(played)
 
 
-def _play(env: ManipulationAlignEnv, behaviour: str, rng: np.random.Generator, noise: float) -> dict[str, Any]:
-    """One episode, not padded."""
+def _play(env: ManipulationAlignEnv, behaviour: str, rng: np.random.Generator, noise: float) -> Episode:
+    from ...trajectories import Episode
+
     seed, other_seed = (int(number) for number in rng.integers(2**31, size=2))
     shown, elsewhere = env.task, None  # the task that the expert is in, and its simulation if that is another
     if behaviour == "other_task":
@@ -127,41 +130,13 @@ def _play(env: ManipulationAlignEnv, behaviour: str, rng: np.random.Generator, n
         states.append(state)
         actions.append(action)
         rewards.append(reward)
-    return {"states": states, "actions": actions, "rewards": rewards, "seed": seed, "info": info}
-
-
-def _record(played: list[dict[str, Any]], task: str, behaviour: str) -> Trajectories:
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    from ...trajectories import Trajectories
-
-    def padded(name: str) -> torch.Tensor:
-        return pad_sequence([torch.from_numpy(np.array(e[name], np.float32)) for e in played], batch_first=True)
-
-    def facts(name: str) -> list[float]:
-        return [e["info"].get(f"reward/{name}", np.nan) for e in played]
-
-    rewards = padded("rewards")
-    lengths = torch.tensor([len(e["actions"]) for e in played])
-    mask = torch.arange(rewards.shape[1]) < lengths[:, None]
-    count = len(played)
-    return Trajectories(
-        observations=padded("states"),
-        actions=padded("actions"),
-        log_probs=torch.zeros_like(rewards).masked_fill(mask, torch.nan),
-        mask=mask,
-        rewards=rewards,
-        terminated=torch.zeros(count, dtype=torch.bool),
-        truncated=torch.ones(count, dtype=torch.bool),
-        valid=~rewards.isnan().any(1),
-        group=torch.arange(count),
-        terms={name: torch.tensor(facts(name)) for name in ("true_return", "success_any", "success_last")},
-        info={
-            "task": [task] * count,
-            "behaviour": [behaviour] * count,
-            "seed": [e["seed"] for e in played],
-            "true_return": facts("true_return"),
-            "success_any": facts("success_any"),
-        },
+    facts = {name: info.get(f"reward/{name}", np.nan) for name in ("true_return", "success_any", "success_last")}
+    told = {name: facts[name] for name in ("true_return", "success_any")}
+    return Episode(
+        observations=np.stack(states),
+        actions=np.stack(actions),
+        rewards=np.array(rewards, np.float32),
+        terminated=False,
+        terms=facts,
+        info={"task": env.task, "behaviour": behaviour, "seed": seed, **told},
     )

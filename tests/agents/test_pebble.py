@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from aligngym.agents.checkpoint import load_checkpoint
-from aligngym.agents.offline.episodes import stack
 from aligngym.agents.pbrl.segments import sample_segments
 from aligngym.agents.pebble import PEBBLE, PEBBLEConfig
 from aligngym.agents.sb3 import SACConfig
 from aligngym.cli import main
+from aligngym.trajectories import stack
 
 from .small_sb3 import MODES, Metrics, equal, everything, make_env
 
