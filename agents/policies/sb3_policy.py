@@ -19,6 +19,7 @@ from .control import space_from_json, space_to_json
 from .policy import Decision, Policy, RowNoise, sample_categorical
 
 Algorithm = Literal["sac", "ppo"]
+LEAST = 36  # height and width of pictures, below which Stable-Baselines3's convolutions leave nothing
 ALGORITHMS: dict[str, type[SAC] | type[PPO]] = {"sac": SAC, "ppo": PPO}
 
 
@@ -131,6 +132,8 @@ def check_spaces(algorithm: Algorithm, observation_space: gym.Space[Any], action
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
     if wrong := [s for s in parts if not isinstance(s, spaces.Box | spaces.Discrete)]:
         raise ValueError(f"the observations have the space {wrong[0]}: take Box, Discrete, or one dictionary of them")
+    if small := [s.shape for s in parts if is_image_space(s) and sorted(s.shape or ())[1] < LEAST]:
+        raise ValueError(f"the pictures have the shape {small[0]}: the networks take at least {LEAST} by {LEAST}")
     continuous = isinstance(action_space, spaces.Box) and action_space.is_bounded("both")
     if algorithm == "sac" and not continuous:
         raise ValueError(f"the actions have the space {action_space}: SAC takes a Box with finite bounds")

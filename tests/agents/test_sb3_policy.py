@@ -120,6 +120,15 @@ def test_unbounded_actions_are_refused():
             check_spaces("ppo", SPACES["vector"], action)
 
 
+def test_small_pictures_are_refused():
+    for shape in ((35, 64, 3), (3, 64, 35)):
+        picture = gym.spaces.Box(0, 255, shape, np.uint8)
+        for space in (picture, gym.spaces.Dict({"image": picture})):
+            with pytest.raises(ValueError, match="take at least 36 by 36"):
+                check_spaces("sac", space, gym.spaces.Box(-1, 1, (2,)))
+    SB3Policy.build("sac", gym.spaces.Box(0, 255, (3, 36, 36), np.uint8), gym.spaces.Box(-1, 1, (2,)))
+
+
 def test_actions_are_scaled_to_the_space():
     """Lopsided bounds: the replay buffer has [-1, 1], the environment gets its own units."""
     wrap = [lambda e: gym.wrappers.RescaleAction(e, np.float32(-1), np.float32(3))]

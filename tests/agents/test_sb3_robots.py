@@ -5,10 +5,13 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.torch_layers import NatureCNN
 
 from aligngym.agents.callbacks import Callback
 from aligngym.agents.registry import agent_class
+from aligngym.envs import list_envs
 from aligngym.envs.robot.recovering import RecoveringAsyncVectorEnv
 
 from .small_sb3 import equal
@@ -60,6 +63,34 @@ def test_training_goes_on_exactly_where_it_was_saved(robot, agent, tmp_path):
     assert "rollout/term/true_return" in Watch.of(straight)
     for used in (straight, first, resumed):
         used.env.close()
+
+
+@pytest.mark.parametrize("observation", ["state", "pixels"])
+@pytest.mark.parametrize("agent", ["sac", "sb3-ppo"])
+@pytest.mark.parametrize("robot", [env_id for env_id, entry in list_envs().items() if entry.extra == "robot"])
+def test_every_robot_trains_every_agent(robot, agent, observation):
+    """From pictures with the channels last, as environments make them, in buffers with the channels first."""
+    cls, options = agent_class(agent), {"task": "Can"} if robot == "RobosuiteAlign-v0" else {}
+    options |= {"observation": observation, "max_steps": 5} | ({"size": 36} if observation == "pixels" else {})
+    env = gym.make_vec(robot, num_envs=2, vectorization_mode="sync", **options)
+    trained = cls(env, config=cls.config_class(**OPTIONS[agent]), seed=1)
+    before = [p.clone() for p in trained.policy.parameters()]
+    trained.learn(16)
+    after = list(trained.policy.parameters())
+    assert all(p.isfinite().all() for p in after) and not any(map(torch.equal, before, after))
+    seen = trained.vec_env.observation
+    buffer = trained.model.replay_buffer if agent == "sac" else trained.model.rollout_buffer
+    kept = buffer.next_observations[7] if agent == "sac" else trained.model._last_obs
+    assert np.array_equal(kept, np.moveaxis(seen, -1, 1) if observation == "pixels" else seen)
+    network = trained.model.policy.actor if agent == "sac" else trained.model.policy
+    if observation == "pixels":
+        assert isinstance(network.features_extractor, NatureCNN) and (buffer.observations > 100).any()
+        assert buffer.observations.shape[-3:] == kept.shape[1:] == (3, 36, 36) and kept.dtype == np.uint8
+    chosen = trained.policy.act(seen, None, deterministic=True).actions.numpy()
+    expected, _ = trained.model.predict(kept, deterministic=True)
+    np.testing.assert_allclose(chosen.clip(-1, 1), expected, atol=1e-5)
+    assert np.isfinite(trained.evaluate(episodes=2).mean)
+    env.close()
 
 
 class Watch(Callback):
