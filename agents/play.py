@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .policies.policy import Policy
 from .registry import agent_class
 from .report import describe, show_episodes
 from .screens import answer_pictures, save_pictures, save_sheet
-from .videos import Film, film_episode, save_film
+from .videos import Film, film_episode, save_film, summarize_films
 
 HOMES = {
     "emoji-diffusion": "DiffusionAlign-v0",
@@ -167,40 +167,39 @@ def play(
     set_threads(agent.policy, 0)
     denoising, grounding = is_denoising(agent.env), is_grounding(agent.env) and hasattr(agent.env.unwrapped, "draw")
     count = episodes if episodes is not None else 16 if denoising else 9 if grounding else 3
-    env = _held_out(experiment, count)
     options: dict[str, Any] = {"episodes": count, "seed": seed, "deterministic": deterministic}
-    if grounding:
-        untrained = _untrained(experiment) if is_run(target) else None
-        return _draw_screens(agent, untrained, env, options, _folder(target, experiment) if out is None else Path(out))
-    if denoising:
-        played = agent.play(env, **options)
-        if has_images(played.info):
-            folder = _folder(target, experiment) if out is None else Path(out)
-            before = _untrained(experiment, agent.policy).evaluate(env, **options) if is_run(target) else None
-            return _draw(played, before, env, folder)
-    text = show_episodes(agent.evaluate(env, **options), count)
-    try:
-        films = film_episodes(agent, experiment, range(seed, seed + count), deterministic)
-    except gym.error.DependencyNotInstalled:
-        if out is not None:
-            raise
-        films = []
-    if not films and out is not None:
-        raise ValueError(f"out={str(out)!r}: {experiment.env} makes no images, so nothing is written: leave it out")
     folder = _folder(target, experiment) if out is None else Path(out)
-    paths = [save_film(film, folder / f"{number:02}.gif") for number, film in enumerate(films, 1)]
-    return "\n".join([text, *(f"Video: {path}" for path in paths)])
+    films = [] if denoising or grounding else _films(agent, experiment, options, needed=out is not None)
+    if films:
+        paths = [save_film(film, folder / f"{number:02}.gif") for number, film in enumerate(films, 1)]
+        return "\n".join([show_episodes(summarize_films(films), count), *(f"Video: {path}" for path in paths)])
+    env = _held_out(experiment, count)
+    if grounding:
+        return _draw_screens(agent, _untrained(experiment) if is_run(target) else None, env, options, folder)
+    played = agent.play(env, **options)
+    if denoising and has_images(played.info):
+        before = _untrained(experiment, agent.policy).evaluate(env, **options) if is_run(target) else None
+        return _draw(played, before, env, folder)
+    if out is not None:
+        raise ValueError(f"out={str(out)!r}: {experiment.env} makes no images, so nothing is written: leave it out")
+    return show_episodes(join([summarize(played, None)], count), count)
 
 
-def film_episodes(agent: Agent, experiment: Experiment, seeds: Iterable[int], deterministic: bool | None) -> list[Film]:
-    """Films of the episodes that ``agent`` plays with these seeds; none where the environment draws no pictures."""
-    env = make_filmed_env(experiment)
-    if env is None:
-        return []
-    mode = agent.policy.deterministic_evaluation if deterministic is None else deterministic
+def _films(agent: Agent, experiment: Experiment, options: Mapping[str, Any], *, needed: bool) -> list[Film]:
+    """Films of the episodes; none where the environment draws no pictures, or, unless ``needed``, cannot here."""
+    mode = agent.policy.deterministic_evaluation if options["deterministic"] is None else options["deterministic"]
     predict = getattr(agent, "predict_rewards", None)  # of agents that learn one
-    with closing(env):
-        return [film_episode(env, agent.policy, seed=s, deterministic=mode, predict=predict) for s in seeds]
+    seeds = range(options["seed"], options["seed"] + options["episodes"])
+    try:
+        env = make_filmed_env(experiment)
+        if env is None:
+            return []
+        with closing(env):
+            return [film_episode(env, agent.policy, seed=s, deterministic=mode, predict=predict) for s in seeds]
+    except gym.error.DependencyNotInstalled:
+        if needed:
+            raise
+        return []
 
 
 def _held_out(experiment: Experiment, episodes: int) -> VectorEnv[Any, Any, Any]:

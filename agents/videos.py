@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from .evaluation import EvaluationResult
 from .images import figure_font
 from .policies.policy import Policy, RowNoise
 from .rollouts import environment_actions
@@ -34,11 +35,13 @@ class Film:
         rewards: name to ``[T]``: ``reward`` as given, ``true`` where the environment tells it apart, ``predicted`` if a
             reward model was asked.
         info: of the last step.
+        terminated: whether the episode ended by itself.
     """
 
     frames: NDArray[np.uint8]
     rewards: dict[str, NDArray[np.float64]]
     info: dict[str, Any]
+    terminated: bool = False
 
 
 def film_episode(
@@ -70,7 +73,7 @@ def film_episode(
     frames, observations, actions = [_frame(env)], [], []
     given: list[float] = []
     true: list[float] = []
-    over = False
+    terminated = over = False
     while not over and (max_steps is None or len(given) < max_steps):
         batch = {k: v[None] for k, v in observation.items()} if isinstance(observation, dict) else observation[None]
         drawn = policy.act(batch, noise, deterministic).actions
@@ -87,7 +90,18 @@ def film_episode(
         rewards["true"] = np.array(true)
     if predict is not None:
         rewards["predicted"] = np.asarray(predict(np.stack(observations), np.stack(actions)), np.float64)
-    return Film(np.stack(frames), rewards, info)
+    return Film(np.stack(frames), rewards, info, bool(terminated))
+
+
+def summarize_films(films: Sequence[Film]) -> EvaluationResult:
+    """What evaluation says of the same episodes, but for reward terms and divergences."""
+    return EvaluationResult(
+        returns=np.array([film.rewards["reward"].sum() for film in films]),
+        lengths=np.array([len(film.rewards["reward"]) for film in films]),
+        terminated=np.array([film.terminated for film in films]),
+        divergences=np.empty(0),
+        info={key: [film.info.get(key) for film in films] for key in ("invalid", *films[-1].info)},
+    )
 
 
 def save_film(film: Film, path: str | Path, *, most_frames: int = 120, seconds: float = 6.0) -> Path:

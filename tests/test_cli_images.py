@@ -15,6 +15,7 @@ from aligngym.agents.checkpoint import load_checkpoint
 from aligngym.agents.experiment import read_run
 from aligngym.agents.images import read_grid
 from aligngym.cli import main
+from aligngym.envs.robot.manipulation import ManipulationAlignEnv
 
 STEPS = ["--env-options", '{"num_steps": 3}']
 SMALL = ["--episodes-per-iteration", "4", "--group-size", "2", "--eval-episodes", "4", "--learning-rate", "1e-4"]
@@ -180,11 +181,15 @@ def test_rl_guidance_is_for_denoisers(tmp_path, capsys):
     assert "TabularBandit-v0 has no denoising policy" in capsys.readouterr().err
 
 
-def test_play_films_a_simulator(tmp_path, capsys) -> None:
+def test_play_films_a_simulator(tmp_path, capsys, monkeypatch) -> None:
+    steps = []
+    step = ManipulationAlignEnv.step
+    monkeypatch.setattr(ManipulationAlignEnv, "step", lambda self, action: steps.append(1) or step(self, action))
     options = json.dumps({"task": "drawer-open", "max_steps": 5, "render_size": 64})
     command = ["play", "ManipulationAlign-v0", "--episodes", "2", "--env-options", options]
     assert main([*command, "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
+    assert len(steps) == 2 * 5, "each episode is simulated once"
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["01.gif", "02.gif"]
     assert "Episode 2" in text and f"Video: {tmp_path / '02.gif'}" in text
     with Image.open(tmp_path / "01.gif") as gif:

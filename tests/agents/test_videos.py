@@ -1,12 +1,16 @@
 """Videos: the episode that evaluation plays, its frames in order, rewards where they belong."""
 
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from PIL import Image
 
 from aligngym.agents.grpo import GRPO, GRPOConfig
-from aligngym.agents.videos import CURVES, STRIP, Film, draw_frame, film_episode, save_film
+from aligngym.agents.report import show_episodes
+from aligngym.agents.videos import CURVES, STRIP, Film, draw_frame, film_episode, save_film, summarize_films
 
 OPTIONS = {"task": "drawer-open", "max_steps": 12, "reward": "none"}
 
@@ -33,6 +37,39 @@ def test_the_episode_is_evaluations(agent, film) -> None:
     assert film.info["reward/true_return"] == pytest.approx(film.rewards["true"].sum())
     states, actions = played.observations[1, :-1, 0].numpy(), played.actions[1, :, 0].clamp(-1, 1).numpy()
     np.testing.assert_allclose(film.rewards["predicted"], states + actions, atol=1e-6)
+
+
+class Sum(gym.Env):
+    """Pays the action; ends by itself once the seed's number of steps is over, and fails at seed 3."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.left = self.seed = seed or 1  # Gymnasium resets ended rows without one
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        failed, over = self.seed == 3, self.left == 0
+        reward, info = (math.nan, {"invalid": "it diverged"}) if failed and over else (float(action[0]), {})
+        return np.full(1, 0.1, np.float32), reward, over and not failed, over and failed, info
+
+    def render(self):
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+def test_films_say_what_evaluation_says(agent) -> None:
+    sums = GRPO(SyncVectorEnv([Sum, Sum], autoreset_mode="Disabled"), config=agent.config)
+    films = [film_episode(Sum(), sums.policy, seed=s) for s in (2, 3)]
+    found, expected = summarize_films(films), sums.evaluate(episodes=2, seed=2)
+    np.testing.assert_allclose(found.returns, expected.returns, rtol=1e-6)
+    text = show_episodes(found, 2)
+    assert text == show_episodes(expected, 2) and "2 decisions, ended by itself" in text
+    assert text.endswith("reward invalid, 3 decisions, cut by its budget\n  reward failed: it diverged")
+    assert not film_episode(Sum(), sums.policy, seed=4, max_steps=2).terminated
 
 
 def test_frames_are_the_scene_before_and_after_each_action(film) -> None:
