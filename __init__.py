@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from .envs import register
 
 if TYPE_CHECKING:
+    from .agents.bc import BC, BCConfig
     from .agents.grpo import GRPO, GRPOConfig
+    from .agents.iql import IQL, IQLConfig
+    from .agents.pearl import PEARL, PEARLConfig
+    from .agents.pebble import PEBBLE, PEBBLEConfig
     from .agents.policies.lm import LMPolicy
     from .agents.ppo import PPO, PPOConfig
     from .agents.preference.dpo import DPO, DPOConfig
@@ -23,13 +27,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BC",
     "DPO",
     "GRPO",
+    "IQL",
+    "PEARL",
+    "PEBBLE",
     "PPO",
     "RWR",
+    "BCConfig",
     "DPOConfig",
     "GRPOConfig",
+    "IQLConfig",
     "LMPolicy",
+    "PEARLConfig",
+    "PEBBLEConfig",
     "PPOConfig",
     "RWRConfig",
     "Reward",
@@ -39,11 +51,19 @@ __all__ = [
 ]
 
 _LAZY = {
+    "BC": ".agents.bc",
+    "BCConfig": ".agents.bc",
     "DPO": ".agents.preference.dpo",
     "DPOConfig": ".agents.preference.dpo",
     "GRPO": ".agents.grpo",
     "GRPOConfig": ".agents.grpo",
+    "IQL": ".agents.iql",
+    "IQLConfig": ".agents.iql",
     "LMPolicy": ".agents.policies.lm",
+    "PEARL": ".agents.pearl",
+    "PEARLConfig": ".agents.pearl",
+    "PEBBLE": ".agents.pebble",
+    "PEBBLEConfig": ".agents.pebble",
     "PPO": ".agents.ppo",
     "PPOConfig": ".agents.ppo",
     "RWR": ".agents.rwr",

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+import aligngym
 from aligngym.agents.grpo import GRPOConfig
 from aligngym.agents.ppo import PPOConfig
 
@@ -77,3 +78,9 @@ def test_configs_are_frozen_keyword_only_json(cls):
     documented = cls.__doc__ + "".join(base.__doc__ or "" for base in cls.__mro__[1:-1])
     for field in dataclasses.fields(cls):
         assert f"        {field.name}: " in documented, f"{field.name} has no sentence"
+
+
+@pytest.mark.parametrize("name", ["BC", "DPO", "GRPO", "IQL", "PEARL", "PEBBLE", "PPO", "RWR"])
+def test_agents_and_their_configs_are_public_names(name):
+    assert getattr(aligngym, name).config_class is getattr(aligngym, f"{name}Config")
+    assert {name, f"{name}Config"} <= set(aligngym.__all__)
