@@ -43,7 +43,7 @@ def main() -> None:
 
     pairs, unseen = random_pairs(100, args.queries, rng), 100 + random_pairs(100, 500, rng)
     truth, judge = (ScriptedTeacher().label(*rewards[asked].unbind(1), rng) for asked in (pairs, unseen))
-    person = HumanTeacher(frames, "answers.jsonl", question="Which arm opens the drawer better?")
+    person = HumanTeacher(frames, "answers.jsonl", segments, question="Which arm opens the drawer better?")
     labels = truth if args.scripted else person.collect(pairs)
     answered = ~labels.isnan()
     preferences = PreferenceDataset(segments=segments, pairs=pairs[answered], labels=labels[answered])

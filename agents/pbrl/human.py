@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .human_page import PAGE
+from .segments import Segments
 
 Pair = tuple[int, int]
 
@@ -55,12 +56,14 @@ class HumanTeacher:
     loaded from elsewhere. Clips are drawn in the thread that calls :meth:`collect`, as simulators want it.
 
     Answers are appended to a file of JSON lines as they come: ``first``, ``second`` (rows of segments), ``answer``
-    (``left``, ``right``, ``equal``, ``skip`` or ``undo``) and ``time`` (seconds since 1970). Answers that it already
-    holds are not asked for again: use one file for one set of segments.
+    (``left``, ``right``, ``equal``, ``skip`` or ``undo``), ``time`` (seconds since 1970) and ``segments``
+    (:meth:`.Segments.digest`). Answers that it already holds are not asked for again. One file is for one set of
+    segments: another set is refused.
 
     Args:
         frames: from a row of the segments to its pictures, ``[T, H, W, 3]`` uint8.
         path: of the answers; the folder must exist.
+        segments: that are compared.
         question: at the top of the page.
         fps: pictures a second, in (0, 50], rounded to hundredths of a second each.
         announce: is told the page's address, once it is served: prints it by default; ``webbrowser.open`` opens it.
@@ -73,6 +76,7 @@ class HumanTeacher:
         self,
         frames: Callable[[int], NDArray[np.uint8]],
         path: str | Path,
+        segments: Segments,
         *,
         question: str = "Which one is better?",
         fps: float = 20.0,
@@ -81,6 +85,7 @@ class HumanTeacher:
         if not 0 < fps <= 50:
             raise ValueError(f"fps={fps}: must be in (0, 50]")
         self.frames, self.path, self.question, self.fps, self.announce = frames, Path(path), question, fps, announce
+        self.count, self.digest = len(segments), segments.digest()
 
     def collect(self, pairs: Tensor) -> Tensor:
         """Ask about the pairs that the file has no answer to, and wait until the person has finished.
@@ -95,10 +100,11 @@ class HumanTeacher:
             ``[P]`` float32: 1 the first (left) is preferred, 0 the second, 0.5 both are equal, NaN skipped.
 
         Raises:
-            ValueError: if pairs or pictures have another shape, or the file holds something else.
+            ValueError: if pairs or pictures have another shape, a row is not one of the segments, or the file holds
+                something else, such as answers about other segments.
             OSError: if an answer cannot be written.
         """
-        session = _Session(_asked(pairs), _Answers(self.path), self.question)
+        session = _Session(list(dict.fromkeys(self._rows(pairs))), self._answers(), self.question)
         if session.pair is None:
             return self.labels(pairs)
         with _served(session) as url:
@@ -119,15 +125,25 @@ class HumanTeacher:
 
     def labels(self, pairs: Tensor) -> Tensor:
         """The answers in the file, as :meth:`collect` returns them; NaN also where there is none yet."""
-        given = _Answers(self.path).given
-        return torch.tensor([LABELS[given.get((i, j), "skip")] for i, j in _rows(pairs)])
+        given = self._answers().given
+        return torch.tensor([LABELS[given.get(pair, "skip")] for pair in self._rows(pairs)])
+
+    def _answers(self) -> _Answers:
+        return _Answers(self.path, self.digest)
+
+    def _rows(self, pairs: Tensor) -> list[Pair]:
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
+            raise ValueError(f"pairs have shape {tuple(pairs.shape)} and dtype {pairs.dtype}, expected [P, 2] integers")
+        if wrong := [row for row in pairs.flatten().tolist() if not 0 <= row < self.count]:
+            raise ValueError(f"pairs hold {wrong[0]}, expected rows from 0 to {self.count - 1}")
+        return [(i, j) for i, j in pairs.tolist()]
 
 
 class _Answers:
-    """The file of answers: ``given`` is what holds after all its lines, in the order in which it was answered."""
+    """The file of answers about segments: ``given`` is what holds after all its lines, in the order of answering."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, segments: str) -> None:
+        self.path, self.segments = path, segments
         self.given: dict[Pair, str] = {}
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
@@ -137,13 +153,19 @@ class _Answers:
                 self._take((int(record["first"]), int(record["second"])), record["answer"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} is no answer: {line[:80]!r} ({error})") from error
+            if record.get("segments") != segments:
+                raise ValueError(
+                    f"{path} holds answers about other segments ({record.get('segments')} in line {number}, these are "
+                    f"{segments}): name a new file, or give the segments that it was begun with"
+                )
         if data[len(whole) :][: len(START)] != START[: len(data) - len(whole)]:
             raise ValueError(f"{path} ends with what is no answer: {data[len(whole) :][:80]!r}")
         self.length = len(whole)  # what follows was cut off when its writer was killed
 
     def add(self, pair: Pair, answer: str) -> None:
         """On the disk when it returns."""
-        line = json.dumps({"first": pair[0], "second": pair[1], "answer": answer, "time": round(time.time(), 3)})
+        facts = {"answer": answer, "time": round(time.time(), 3), "segments": self.segments}
+        line = json.dumps({"first": pair[0], "second": pair[1], **facts})
         with open(self.path, "ab") as file:
             file.truncate(self.length)
             file.write(f"{line}\n".encode())
@@ -303,13 +325,3 @@ def _gif(frames: NDArray[np.uint8], fps: float) -> bytes:
     duration = 10 * max(2, round(100 / fps))
     first.save(data, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
     return data.getvalue()
-
-
-def _rows(pairs: Tensor) -> list[Pair]:
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
-        raise ValueError(f"pairs have shape {tuple(pairs.shape)} and dtype {pairs.dtype}, expected [P, 2] integers")
-    return [(i, j) for i, j in pairs.tolist()]
-
-
-def _asked(pairs: Tensor) -> list[Pair]:
-    return list(dict.fromkeys(_rows(pairs)))

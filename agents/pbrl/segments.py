@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -53,6 +54,14 @@ class Segments:
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that tell these segments from all others."""
+        found = hashlib.sha256()
+        for f in fields(self):
+            values = getattr(self, f.name).cpu().contiguous()
+            found.update(f"{f.name} {tuple(values.shape)} ".encode() + values.numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def select(self, index: Tensor) -> Segments:
         """Segments ``index`` (bool mask or integer positions)."""

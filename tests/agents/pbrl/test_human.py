@@ -1,5 +1,6 @@
 """A person as the teacher: the page in a real Chromium, its file of answers, and who may ask."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,10 +21,13 @@ import torch
 
 from aligngym.agents.pbrl.dataset import PreferenceDataset
 from aligngym.agents.pbrl.human import HumanTeacher
+from aligngym.agents.pbrl.segments import Segments
 from aligngym.envs.gui.chromium import arguments, executable, loopback_only, sync_playwright
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples/human_preferences.py"
 PAIRS = torch.tensor([[0, 1], [2, 0], [1, 2], [3, 1]])
+STEPS, ROWS = torch.arange(8.0).reshape(4, 2, 1), torch.arange(4)
+SEGMENTS = Segments(STEPS, STEPS, STEPS[..., 0] > 0, ROWS, ROWS)
 COLORS = np.array([[200, 30, 30], [30, 160, 30], [30, 30, 200], [210, 180, 20]], np.uint8)
 
 
@@ -66,7 +70,7 @@ def asked(path, pairs=PAIRS, show=frames, **options):
 
     def collect():
         try:
-            labels.set_result(HumanTeacher(show, path, announce=urls.put, **options).collect(pairs))
+            labels.set_result(HumanTeacher(show, path, SEGMENTS, announce=urls.put, **options).collect(pairs))
         except Exception as error:
             labels.set_exception(error)
 
@@ -131,7 +135,7 @@ def test_buttons_record_what_they_say(page, tmp_path):
         (0, 1, "left"), (2, 0, "right"), (1, 2, "equal"), (3, 1, "skip"),
     ]  # fmt: skip
     assert all(u.startswith((url, "blob:", "data:")) for u in page.asked_for), "nothing is loaded from elsewhere"
-    assert page.problems == []
+    assert page.problems == [] and {r["segments"] for r in answers(path)} == {SEGMENTS.digest()}
 
 
 def test_the_clips_are_seen_side_by_side_and_move(page, tmp_path):
@@ -213,7 +217,7 @@ def test_a_session_resumes_and_takes_nothing_back_that_is_not_asked(page, tmp_pa
         finish(page)
         same(labels.result(20), [0, 1, 1, 0])
     assert len(answers(path)) == 3
-    teacher = HumanTeacher(frames, path, announce=lambda url: pytest.fail("all is answered already"))
+    teacher = HumanTeacher(frames, path, SEGMENTS, announce=lambda url: pytest.fail("all is answered already"))
     same(teacher.collect(PAIRS[:3]), [0, 1, 0])
     same(teacher.labels(PAIRS), [0, 1, 0, math.nan])
     with asked(path, PAIRS[3:]) as (url, labels):
@@ -292,7 +296,7 @@ def test_clips_are_drawn_in_the_callers_thread(tmp_path):
 
     with ThreadPoolExecutor(1) as pool:
         gifs = pool.submit(person)
-        same(HumanTeacher(watched, tmp_path / "a", announce=urls.put).collect(PAIRS[:1]), [1])
+        same(HumanTeacher(watched, tmp_path / "a", SEGMENTS, announce=urls.put).collect(PAIRS[:1]), [1])
         assert all(gif.startswith(b"GIF89a") for gif in gifs.result(20))
     assert threads == {threading.get_ident()}
 
@@ -301,7 +305,10 @@ SCRIPT = """
 import signal, sys, numpy as np, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from aligngym.agents.pbrl.human import HumanTeacher
-teacher = HumanTeacher(lambda i: np.zeros((2, 8, 8, 3), np.uint8), sys.argv[1], announce=lambda u: print(u, flush=True))
+from aligngym.agents.pbrl.segments import Segments
+steps, rows = torch.ones(3, 2, 1), torch.arange(3)
+frames, segments = lambda i: np.zeros((2, 8, 8, 3), np.uint8), Segments(steps, steps, steps.bool()[..., 0], rows, rows)
+teacher = HumanTeacher(frames, sys.argv[1], segments, announce=lambda u: print(u, flush=True))
 pairs = torch.tensor([[0, 1], [1, 2]])
 try:
     teacher.collect(pairs)
@@ -353,21 +360,40 @@ def test_the_example_shows_the_robot_and_learns_from_the_answers(page, tmp_path)
     "text",
     [
         "notes of mine", "notes\n", '{"first": 0, "second": 1}\n', '{"first": 0, "second": 1, "answer": "best"}\n',
-        '{"first": 0, "second": 1, "answer": "undo"}\n', '{"first": 0, "second": 1, "answer": "left"}\nnotes',
+        '{"first": 0, "second": 1, "answer": "undo"}\n',
+        f'{{"first": 0, "second": 1, "answer": "left", "segments": "{SEGMENTS.digest()}"}}\nnotes',
     ],
 )  # fmt: skip
 def test_other_files_are_left_alone(tmp_path, text):
     path = tmp_path / "a"
     path.write_text(text)
     with pytest.raises(ValueError, match="no answer"):
-        HumanTeacher(frames, path).collect(PAIRS)
+        HumanTeacher(frames, path, SEGMENTS).collect(PAIRS)
     assert path.read_text() == text
+
+
+def test_answers_about_other_segments_are_not_mixed_in(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"first": 0, "second": 1, "answer": "left", "segments": SEGMENTS.digest()}) + "\n")
+    same(HumanTeacher(frames, path, SEGMENTS).labels(PAIRS[:2]), [1, math.nan])
+    before = path.read_bytes()
+    flipped = [{f.name: getattr(SEGMENTS, f.name).flip(0)} for f in dataclasses.fields(SEGMENTS)]
+    for other in (SEGMENTS.select(ROWS[:3]), *(dataclasses.replace(SEGMENTS, **change) for change in flipped)):
+        teacher = HumanTeacher(frames, path, other, announce=pytest.fail)
+        for call in (teacher.collect, teacher.labels):
+            message = f"answers.jsonl holds .* other segments .{SEGMENTS.digest()} .*{other.digest()}.: name a new file"
+            with pytest.raises(ValueError, match=message):
+                call(PAIRS[:1])
+    assert path.read_bytes() == before
 
 
 def test_what_cannot_be_asked(tmp_path):
     for fps in (0, 51, math.nan):
         with pytest.raises(ValueError, match="fps="):
-            HumanTeacher(frames, tmp_path / "a", fps=fps)
+            HumanTeacher(frames, tmp_path / "a", SEGMENTS, fps=fps)
     for pairs in (PAIRS[0], PAIRS.float(), PAIRS[:, :1]):
         with pytest.raises(ValueError, match=r"expected \[P, 2\]"):
-            HumanTeacher(frames, tmp_path / "a").collect(pairs)
+            HumanTeacher(frames, tmp_path / "a", SEGMENTS).collect(pairs)
+    for shift, row in ((1, 4), (-1, -1)):
+        with pytest.raises(ValueError, match=f"pairs hold {row}, expected rows from 0 to 3"):
+            HumanTeacher(frames, tmp_path / "a", SEGMENTS).collect(PAIRS + shift)
