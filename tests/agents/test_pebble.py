@@ -1,6 +1,5 @@
-"""PEBBLE: what the learner sees, when the teacher is asked, what the first round changes, and exact resume."""
+"""PEBBLE: what the learner sees, its options, and exact resume."""
 
-import copy
 import math
 
 import gymnasium as gym
@@ -9,43 +8,13 @@ import pytest
 import torch
 
 from aligngym.agents.checkpoint import load_checkpoint
-from aligngym.agents.pbrl.segments import sample_segments
+from aligngym.agents.pbrl.teachers import ScriptedTeacher
 from aligngym.agents.pebble import PEBBLE, PEBBLEConfig
 from aligngym.agents.sb3 import SACConfig
 from aligngym.cli import main
-from aligngym.trajectories import stack
 
+from .small_pebble import LIMIT, SMALL, Paid, paying, small
 from .small_sb3 import MODES, Metrics, equal, everything, make_env
-
-SMALL = {
-    "learning_starts": 20, "unsupervised_steps": 40, "segment_length": 5, "queries_per_round": 6, "max_queries": 20,
-    "steps_between_queries": 30, "ensemble_size": 2, "reward_hidden": (8, 8), "reward_epochs": 2, "net_arch": (16, 16),
-    "batch_size": 16, "reset_updates": 3, "steps_per_iteration": 20,
-}  # fmt: skip
-LIMIT = 15
-
-
-def small(env=None, seed=3, folder=None, **options):
-    env = env or make_env("Pendulum-v1", max_episode_steps=LIMIT)
-    return PEBBLE(env, config=PEBBLEConfig(**SMALL | options), seed=seed, folder=folder)
-
-
-class Paid(gym.Wrapper):
-    """Pays ``pay(reward)`` a step, and keeps ``truth(reward)`` in the info."""
-
-    def __init__(self, env, pay, truth):
-        super().__init__(env)
-        self.pay, self.truth = pay, truth
-
-    def step(self, action):
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, self.pay(reward), terminated, truncated, info | {"true_reward": self.truth(reward)}
-
-
-def paying(pay, truth=lambda r: r, mode=MODES[0], rows=2):
-    wrappers = [lambda env: Paid(env, pay, truth)]
-    return make_env("Pendulum-v1", rows, mode, max_episode_steps=LIMIT, wrappers=wrappers)
-
 
 # What the learner sees
 
@@ -88,8 +57,7 @@ def test_without_true_rewards_the_teacher_judges_by_the_steps():
 
 
 def test_the_teacher_judges_by_pendulums_own_formula():
-    agent = small(queries_per_round=20).learn(64)
-    agent.learn(20)
+    agent = small().learn(160)  # four rounds
     segments, labels = agent.preferences.segments, agent.preferences.labels
     cosine, sine, speed = segments.observations.unbind(-1)
     angle, torque = torch.atan2(sine, cosine), segments.actions[..., 0]
@@ -127,103 +95,6 @@ def test_time_limits_are_bootstrapped_through():
     with torch.no_grad():
         values = agent.model.critic(states, taken)[0]
     assert values.mean().item() == pytest.approx(10 * math.tanh(2.0), rel=0.1)
-
-
-# Rounds
-
-
-def test_the_teacher_is_asked_at_its_times_and_never_too_often():
-    metrics, asked = Metrics(), []
-    agent = small(make_env("Pendulum-v1", 1, max_episode_steps=LIMIT))
-    ask = agent.ask
-
-    def noted():
-        asked.append(agent.model.num_timesteps)
-        ask()
-
-    agent.ask = noted
-    agent.learn(240, metrics)
-    assert asked == [60, 90, 120, 150]  # six, six, six, and two are left
-    assert agent.queries == 20 and len(agent.preferences) == 20
-    counts = [row["preferences/queries"] for row in metrics.rows]
-    assert counts == [0, 0, 0, 6, 12, 12, 18, 20, 20, 20, 20, 20]
-    assert "preferences/accuracy" not in metrics.rows[2] and 0 <= metrics.rows[3]["preferences/accuracy"] <= 1
-    assert [row["preferences/answers"] for row in metrics.rows[3:]] == counts[3:]
-
-
-def test_skipped_questions_count():
-    """Of a teacher who skips whatever does not pay ten times the usual return."""
-    agent = small(paying(float, lambda r: 1.0 + 0 * r), teacher_skip=10.0).learn(200)
-    assert agent.queries == 20 and agent.preferences is None
-    assert not agent.buffer.exploring and np.isfinite(agent.buffer.rewards).all()
-    equal_pairs = small(paying(float, lambda r: 1.0 + 0 * r), teacher_equal=0.1).learn(100)
-    assert (equal_pairs.preferences.labels == 0.5).all()
-
-
-@pytest.mark.parametrize("scheme", ["uniform", "disagreement", "entropy"])
-def test_the_scheme_chooses_among_new_candidates(scheme):
-    agent = small(query_scheme=scheme, query_candidates=8).learn(64)
-    agent.ask()
-    rng = copy.deepcopy(agent._teacher_rng)
-    before = len(agent.preferences)
-    agent._collect_answers(first=False)
-    chosen = agent.preferences.segments.select(torch.arange(2 * before, 2 * before + 12))
-    count = 6 if scheme == "uniform" else 48
-    drawn, _ = sample_segments(stack(list(agent.record.episodes)), 5, 2 * count, rng)
-    scores = agent.reward_model.member_scores(drawn).double()
-    p = torch.sigmoid(scores[:, 0::2] - scores[:, 1::2])
-    value = {"uniform": torch.arange(6.0), "disagreement": (p[0] - p[1]).abs(), "entropy": -(p.mean(0) - 0.5).abs()}
-    best = set(value[scheme].argsort(descending=True)[:6].tolist())
-    places = {tuple(x) for x in torch.stack([drawn.episode, drawn.start], 1).reshape(-1, 4)[list(best)].tolist()}
-    assert {tuple(x) for x in torch.stack([chosen.episode, chosen.start], 1).reshape(-1, 4).tolist()} == places
-
-
-def test_the_first_questions_are_uniform_whatever_the_scheme():
-    one, two = (small(query_scheme=s).learn(60) for s in ("uniform", "entropy"))
-    one.ask(), two.ask()
-    assert torch.equal(one.preferences.segments.start, two.preferences.segments.start)
-
-
-def test_the_first_round_makes_new_critics_and_keeps_the_actor():
-    agent = small(reset_updates=0).learn(60)
-    before = copy.deepcopy(agent.model.policy.state_dict())
-    assert agent.buffer.exploring and agent.model._n_updates > 0
-    agent.ask()
-    after = agent.model.policy.state_dict()
-    for key, value in after.items():
-        assert torch.equal(value, before[key]) == key.startswith("actor"), key
-        if key.startswith("critic."):
-            assert torch.equal(value, after[key.replace("critic.", "critic_target.")])
-    assert not agent.model.critic.optimizer.state and agent.model.actor.optimizer.state
-    kept = copy.deepcopy(agent.model.policy.state_dict())
-    agent.ask()  # the second round relabels only
-    assert all(torch.equal(v, kept[k]) for k, v in agent.model.policy.state_dict().items())
-    updated = small(reset_updates=7).learn(60)
-    done = updated.model._n_updates
-    updated.ask()
-    assert updated.model._n_updates == done + 7
-    assert {int(s["step"]) for s in updated.model.critic.optimizer.state.values()} == {7}
-
-
-def test_exploration_takes_the_states_entropy_for_its_reward():
-    """Until the first round the reward models do not matter."""
-    one, other = small(), small()
-    with torch.no_grad():
-        for parameter in other.reward_model.parameters():
-            parameter.mul_(-3)
-    one.learn(60), other.learn(60)
-    assert all(torch.equal(a, b) for a, b in zip(one.policy.parameters(), other.policy.parameters(), strict=True))
-    assert one.buffer.deviation.count > 16
-    without = small(neighbors=1).learn(60)
-    assert not torch.equal(one.policy.network.critic.qf0[0].weight, without.policy.network.critic.qf0[0].weight)
-
-
-def test_no_finished_episode_is_reported():
-    agent = small(make_env("Pendulum-v1", max_episode_steps=200))
-    with pytest.raises(ValueError, match="no episode ended within the first 60 steps"):
-        agent.learn(100)
-    with pytest.raises(ValueError, match="length=16: the longest episode has 15 steps"):
-        small(segment_length=16).learn(100)
 
 
 # Resume, options, command line
@@ -307,7 +178,10 @@ def test_the_defaults_are_the_published_ones():
     assert config.segment_length == 50 and config.ensemble_size == 3 and config.reward_hidden == (256,) * 3
     assert (config.learning_starts, config.unsupervised_steps, config.neighbors) == (1000, 9000, 5)
     assert (config.stop_accuracy, config.reset_updates, config.reward_learning_rate) == (0.97, 100, 3e-4)
-    assert config.teacher() == type(config.teacher())()  # an oracle
+    assert config.teacher() == ScriptedTeacher()  # an oracle
+    numbers = {"beta": 1.0, "gamma": 0.9, "mistake": 0.1, "skip": 0.2, "equal": 0.3}
+    teacher = PEBBLEConfig(**{f"teacher_{k}": v for k, v in numbers.items()}).teacher()
+    assert teacher == ScriptedTeacher(beta=1.0, gamma=0.9, eps_mistake=0.1, eps_skip=0.2, eps_equal=0.3)
 
 
 def test_other_observations_are_refused():

@@ -138,6 +138,28 @@ def test_the_record_keeps_the_newest_and_survives_saving():
     assert not other.episodes and other.get_state()[0] == {}
 
 
+def test_the_usual_reward_is_the_mean_of_ten_episodes_whatever_their_lengths():
+    record = EpisodeRecord(1, 100)
+    assert record.mean_step_reward() == 0
+    state = np.zeros((1, 3), np.float32)
+    for number in range(12):
+        for step in range(number + 1):
+            done = np.array([step == number])
+            record.add(state, state, state, np.array([1e6]), done, [{"true_reward": float(number)}])
+    assert record.mean_step_reward() == pytest.approx(np.mean(range(2, 12)))
+
+
+def test_the_record_keeps_copies():
+    """Environments may write into the arrays that they handed out."""
+    record = EpisodeRecord(1, 2)
+    state, taken = np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32)
+    for step in range(3):
+        state[:], taken[:] = step, step
+        record.add(state, state + 1, taken, np.ones(1), np.array([step == 2]), [{}])
+    assert record.episodes[0].observations[:, 0].tolist() == [0, 1, 2, 3]
+    assert record.episodes[0].actions[:, 0].tolist() == [0, 1, 2]
+
+
 def test_a_step_without_a_true_reward_counts_with_its_own():
     record = EpisodeRecord(1, 2)
     state = np.zeros((1, 3), np.float32)
