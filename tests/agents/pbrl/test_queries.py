@@ -49,6 +49,12 @@ def test_of_equal_candidates_the_first_come_first_and_certainty_is_no_nan():
     assert entropy_queries(pairs, scores[:1], 1).tolist() == [[0, 0]], "one member will do"
 
 
+def test_near_certainties_are_told_apart():
+    """In float32 the probabilities of the logits 20 and 30 are both 1."""
+    scores, pairs = torch.tensor([[0.0, 30.0, 20.0]]), torch.tensor([[1, 0], [2, 0]])
+    assert entropy_queries(pairs, scores, 2).tolist() == [[2, 0], [1, 0]]
+
+
 def test_scores_are_those_of_an_ensemble():
     drawn = torch.Generator().manual_seed(0)
     steps = torch.randn(6, 4, 3, generator=drawn), torch.randn(6, 4, 2, generator=drawn)
