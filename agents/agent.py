@@ -226,7 +226,7 @@ class Agent(ABC):
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[np.ndarray, None]:
+    ) -> tuple[np.ndarray, Any]:
         """Choose actions for one observation or a batch, as Stable-Baselines3's agents do; training is not touched.
 
         Args:

@@ -19,11 +19,9 @@ from torch import Tensor
 from ..trajectories import Trajectories
 from .agent import Agent, AgentConfig
 from .checkpoint import flatten_optimizer, read_generator, restore_optimizer, write_generator
-from .environment import environment_state, restore_environment
 from .policies.policy import Policy
 from .policies.sb3_policy import ALGORITHMS, Algorithm, SB3Policy, check_spaces, policy_name
 from .randomness import GlobalRandomness
-from .rollouts import TERM_PREFIX
 from .sb3_config import SACConfig, SB3Config, SB3PPOConfig
 from .sb3_env import SeededVecEnv, from_tensors, to_tensors
 
@@ -136,37 +134,15 @@ class SB3Agent(Agent):
     @contextmanager
     def at_work(self) -> Generator[None]:
         """Environment and generators as training left them, whoever used them since."""
-        if self.vec_env.moved and hasattr(type(self.env.unwrapped), "get_state"):
-            self.vec_env.moved = False  # such an environment is restored with all its episodes by itself
-        if self.vec_env.moved:
-            state = environment_state(self.env)
-            self.vec_env.replay()
-            restore_environment(self.env, state)  # wrappers saw the replayed steps twice
+        self.vec_env.go_on()
         with self.randomness.installed():
             yield
 
     def _metrics(self) -> dict[str, float]:
         """Of the episodes that ended since the last call, and of the updates."""
-        every, self.vec_env.finished = self.vec_env.finished, []
         logged = {k: float(v) for k, v in self.model.logger.name_to_value.items() if k.startswith("train/")}
         self.model.logger.dump()  # empties it
-        ended = [e for e in every if not e["invalid"]]
-        if every:
-            logged["rollout/invalid_fraction"] = 1 - len(ended) / len(every)
-        if not ended:
-            return logged
-        returns = np.array([e["return"] for e in ended])
-        metrics = {
-            "rollout/reward_mean": float(returns.mean()),
-            "rollout/reward_std": float(returns.std(ddof=1)) if len(ended) > 1 else 0.0,
-            "rollout/length_mean": float(np.mean([e["length"] for e in ended])),
-            "rollout/terminated_fraction": float(np.mean([e["terminated"] for e in ended])),
-        }
-        for key in sorted({k for e in ended for k in e if k.startswith(TERM_PREFIX)}):
-            values = [e[key] for e in ended if np.isfinite(e.get(key, np.nan))]
-            if values:
-                metrics[f"rollout/term/{key.removeprefix(TERM_PREFIX)}"] = float(np.mean(values))
-        return metrics | logged
+        return self.vec_env.metrics() | logged
 
     def _rounds(
         self, env: VectorEnv[Any, Any, Any], episodes: int, seed: int, deterministic: bool

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from .environment import environment_state, restore_environment
 from .rollouts import TERM_PREFIX, as_array, info_of_row
 
 Flags = npt.NDArray[np.bool_]
@@ -42,9 +43,9 @@ class SeededVecEnv(VecEnv):
         draw: ``draw(n)`` gives seeds of ``n`` episodes.
 
     Attributes:
-        finished: return, length, ``terminated``, ``invalid`` and reward terms of the episodes that ended; whoever
-            reads it empties it.
-        moved: whether somebody else played in the environment, so that :meth:`replay` is needed before the next step.
+        finished: return, length, ``terminated``, ``invalid`` and reward terms of the episodes that ended;
+            :meth:`metrics` empties it.
+        moved: whether somebody else played in the environment, so that :meth:`go_on` is needed before the next step.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], draw: Callable[[int], Iterable[int]]) -> None:
@@ -134,6 +135,35 @@ class SeededVecEnv(VecEnv):
             raise ValueError(
                 f"{self.env} resets all rows where one is to be reset: make it with vectorization_mode='sync'"
             )
+
+    def go_on(self) -> None:
+        """The environment as training left it, whoever used it since."""
+        if self.moved and hasattr(type(self.env.unwrapped), "get_state"):
+            self.moved = False  # such an environment is restored with all its episodes by itself
+        if self.moved:
+            state = environment_state(self.env)
+            self.replay()
+            restore_environment(self.env, state)  # wrappers saw the replayed steps twice
+
+    def metrics(self) -> dict[str, float]:
+        """Of the episodes that ended since the last call."""
+        every, self.finished = self.finished, []
+        ended = [e for e in every if not e["invalid"]]
+        metrics = {"rollout/invalid_fraction": 1 - len(ended) / len(every)} if every else {}
+        if not ended:
+            return metrics
+        returns = np.array([e["return"] for e in ended])
+        metrics |= {
+            "rollout/reward_mean": float(returns.mean()),
+            "rollout/reward_std": float(returns.std(ddof=1)) if len(ended) > 1 else 0.0,
+            "rollout/length_mean": float(np.mean([e["length"] for e in ended])),
+            "rollout/terminated_fraction": float(np.mean([e["terminated"] for e in ended])),
+        }
+        for key in sorted({k for e in ended for k in e if k.startswith(TERM_PREFIX)}):
+            values = [e[key] for e in ended if np.isfinite(e.get(key, np.nan))]
+            if values:
+                metrics[f"rollout/term/{key.removeprefix(TERM_PREFIX)}"] = float(np.mean(values))
+        return metrics
 
     def replay(self) -> None:
         """Bring the environment back to where training stands, by playing the episodes under way again.

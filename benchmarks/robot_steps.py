@@ -1,9 +1,11 @@
-"""Steps a second of the robots' environments: one, two in a row (``SyncVectorEnv``), two side by side (``make_async``).
+"""Steps a second of the robots' environments: one, a row of them (``SyncVectorEnv``), ``make_async``, MJX.
 
     python benchmarks/robot_steps.py [--quick] [--pairs 5] [--envs ControlAlign-v0] [--observation state]
+        [--rows 2] [--mjx 16 256 1024]
 
-Random actions; the time is wall-clock, resets at the ends of episodes included. A step is one of one environment, so
-that the numbers of one and of two compare. Then pictures a second of 64 x 64, ours against the library's own renderer.
+Random actions; the time is wall-clock, resets at the ends of episodes included, compiling left out. A step is one of
+one environment, so that all numbers compare. MJX simulates on the device that JAX uses, the others on the CPU, where
+``--rows`` should be the number of cores. Then pictures a second of 64 x 64, ours against the library's own renderer.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
-from pairs import Stopwatch, alternate, report, table
+from pairs import RESULTS, Stopwatch, alternate, report, table
 
 ENVS: dict[str, dict[str, Any]] = {
     "ManipulationAlign-v0": {"task": "drawer-open"},
@@ -23,10 +27,9 @@ ENVS: dict[str, dict[str, Any]] = {
 }
 ARMS = ("single", "SyncVectorEnv", "make_async")
 RENDERERS = ("ours", "library")
-ROWS = 2
 
 
-def steps_arm(name: str, env_id: str, observation: str, steps: int, seed: int) -> dict[str, float]:
+def steps_arm(name: str, env_id: str, observation: str, rows: int, steps: int, seed: int) -> dict[str, float]:
     """Take ``steps`` steps in all, with random actions."""
     import gymnasium as gym
     import numpy as np
@@ -39,12 +42,12 @@ def steps_arm(name: str, env_id: str, observation: str, steps: int, seed: int) -
     options = ENVS[env_id] | {"observation": observation}
     env: Any
     if name == "make_async":
-        env = make_async(env_id, ROWS, **options)
+        env = make_async(env_id, rows, **options)
     elif name == "SyncVectorEnv":
-        env = SyncVectorEnv([lambda: gym.make(env_id, **options)] * ROWS, autoreset_mode=AutoresetMode.SAME_STEP)
+        env = SyncVectorEnv([lambda: gym.make(env_id, **options)] * rows, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         env = Autoreset(gym.make(env_id, **options))
-    rows = getattr(env, "num_envs", 1)
+    rows = getattr(env, "num_envs", 1)  # a single one has none
     calls = steps // rows
     actions = np.random.default_rng(seed).uniform(-1, 1, (calls + 20, *env.action_space.shape)).astype(np.float32)
     env.reset(seed=seed)
@@ -56,6 +59,35 @@ def steps_arm(name: str, env_id: str, observation: str, steps: int, seed: int) -
             env.step(action)
     env.close()
     return {"steps_per_second": calls * rows / watch.wall, "ms": 1000 * watch.wall / (calls * rows)}
+
+
+def mjx_arm(env_id: str, rows: int, steps: int, seed: int) -> dict[str, float]:
+    """The same for MJX, at least 20 times in every row; with its share of the time that starting episodes takes."""
+    import gymnasium as gym
+    import jax
+    import numpy as np
+
+    import aligngym  # noqa: F401
+
+    jax.config.update("jax_compilation_cache_dir", str(RESULTS / "jax"))
+    env: Any = gym.make_vec(env_id.replace("-v0", "MJX-v0"), num_envs=rows, **ENVS[env_id])
+    calls = max(steps // rows, 20)
+    actions = np.random.default_rng(seed).uniform(-1, 1, (calls + 3, *env.action_space.shape)).astype(np.float32)
+    starting, stepping = Stopwatch(), Stopwatch()
+    env.reset(seed=seed)
+    for action in actions[:3]:
+        env.step(action)
+    with starting:
+        env.reset()
+    with stepping:
+        for action in actions[3:]:
+            env.step(action)
+    wall = stepping.wall + starting.wall * calls / env.max_steps
+    return {
+        "steps_per_second": calls * rows / wall,
+        "ms": 1000 * wall / (calls * rows),
+        "start_ms": 1000 * starting.wall / rows,
+    }
 
 
 def frames_arm(name: str, env_id: str, count: int, seed: int) -> dict[str, float]:
@@ -102,25 +134,40 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=list(ENVS))
     parser.add_argument("--observation", nargs="+", default=["state", "pixels"], choices=["state", "pixels"])
+    parser.add_argument("--rows", type=int, default=2, help="side by side on the CPU")
+    parser.add_argument(
+        "--mjx", type=int, nargs="*", default=[16, 256, 1024], help="numbers of rows; none: leave it out"
+    )
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--arm", choices=(*ARMS, *RENDERERS), help=argparse.SUPPRESS)
+    parser.add_argument("--arm", choices=(*ARMS, *RENDERERS, "MJX"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm in ARMS:
-        print(json.dumps(steps_arm(args.arm, args.envs[0], args.observation[0], args.steps, args.seed)))
+        print(json.dumps(steps_arm(args.arm, args.envs[0], args.observation[0], args.rows, args.steps, args.seed)))
+        return
+    if args.arm == "MJX":
+        print(json.dumps(mjx_arm(args.envs[0], args.rows, args.steps, args.seed)))
         return
     if args.arm:
         print(json.dumps(frames_arm(args.arm, args.envs[0], args.frames, args.seed)))
         return
     if args.quick:
-        args.pairs, args.steps, args.frames = 1, 40, 10
+        args.pairs, args.steps, args.frames, args.mjx = 1, 40, 10, args.mjx[:1]
     load = os.getloadavg()[0]
-    sections = [f"## Robots: {args.steps} steps on {os.cpu_count()} cores, load {load:.1f} before\n"]
+    sections = [f"## Robots: {args.steps} steps on {os.cpu_count()} cores, {args.rows} rows, load {load:.1f} before\n"]
+    if args.mjx and find_spec("jax"):
+        shown = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
+        sections.append(f"MJX on: {subprocess.check_output(shown, text=True).strip()}\n")
     for env_id in args.envs:
         for observation in args.observation:
             same = ["--envs", env_id, "--observation", observation, "--steps", str(args.steps)]
-            commands = {arm: [sys.executable, __file__, *same, "--arm", arm] for arm in ARMS}
+            commands = {arm: [sys.executable, __file__, *same, "--rows", str(args.rows), "--arm", arm] for arm in ARMS}
+            if env_id == "ControlAlign-v0" and observation == "state":
+                for rows in args.mjx:
+                    arm = [sys.executable, __file__, *same, "--rows", str(rows), "--arm", "MJX"]
+                    commands[f"MJX, {rows} rows"] = arm
             runs = alternate(commands, args.pairs, vary="--seed")
-            text = table(runs, "single", {"steps_per_second": "steps/s", "ms": "ms a step"}, {"ms": "time"})
+            columns = {"steps_per_second": "steps/s", "ms": "ms a step", "start_ms": "ms to start a row"}
+            text = table(runs, "single", columns, {"ms": "time"})
             sections.append(f"### {env_id}, {observation}\n\n{text}\n")
         same = ["--envs", env_id, "--frames", str(args.frames)]
         commands = {arm: [sys.executable, __file__, *same, "--arm", arm] for arm in RENDERERS}

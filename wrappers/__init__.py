@@ -1,11 +1,14 @@
-"""Wrappers: rewards changed, prompts chosen, episodes recorded and watched.
+"""Wrappers: rewards changed, prompts chosen, episodes recorded and watched, pictures distracted.
 
 Named and placed as Gymnasium does: the wrappers of one environment are here, those of a batch under the same names in
-:mod:`aligngym.wrappers.vector`.
+:mod:`aligngym.wrappers.vector`. What is drawn in a simulator (:class:`DistractingBackground`) is changed in each one by
+itself: ``gym.make_vec(..., wrappers=[...])``.
 """
 
 from . import vector
 from .base import EpisodeRule, EpisodeWrapper, VectorEpisodeWrapper
+from .designed_reward import DesignedReward
+from .distraction import DistractingBackground
 from .episodes import Episodes
 from .length_penalty import LengthPenalty
 from .normalize_reward import NormalizeReward
@@ -15,6 +18,8 @@ from .reward_monitor import RewardMonitor
 from .transform_reward import TransformReward
 
 __all__ = [
+    "DesignedReward",
+    "DistractingBackground",
     "EpisodeRule",
     "EpisodeWrapper",
     "Episodes",

@@ -23,6 +23,7 @@ CLASSES = {
     "TabularPolicy": ".control",
     "SB3Policy": ".sb3_policy",
 }
+    "WorldModelPolicy": ".world_model",
 
 
 def policy_class(name: str) -> type[Any]:

@@ -195,6 +195,10 @@ class ManipulationAlignEnv(SimulatorEnv):
         simulator.data.site_xpos[:] = before
         return np.ascontiguousarray(picture[::-1, ::-1]) if self.camera.startswith("corner") else picture
 
+    def background(self, *, floor: bool = True) -> NDArray[np.bool_]:
+        mask = super().background(floor=floor)
+        return mask[::-1, ::-1] if self.camera.startswith("corner") else mask
+
 
 def _tasks() -> Mapping[str, Any]:
     """Meta-World's classes by the names of their tasks."""

@@ -103,6 +103,32 @@ class FastRenderer:
         self._gl.make_current()
         everything = self._mujoco.mjtCatBit.mjCAT_ALL.value
         self._mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        return self._drawn()
+
+    def background(self, *, floor: bool = True) -> NDArray[np.bool_]:
+        """Where the last picture shows nothing of the model: it is drawn again, each geometry in a colour of its own.
+
+        Args:
+            floor: planes and terrain are background, too.
+
+        Returns:
+            ``[height, width]``.
+        """
+        mujoco, scene = self._mujoco, self._scene
+        flags = [int(flag) for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)]
+        ground = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
+        self._gl.make_current()
+        scene.flags[flags] = 1
+        colors = self._drawn().astype(np.int64) @ [1, 1 << 8, 1 << 16]  # 0 where there is no geometry, else its number
+        scene.flags[flags] = 0
+        behind = [0]
+        if floor:
+            geoms = [g for g in scene.geoms[: scene.ngeom] if g.objtype == mujoco.mjtObj.mjOBJ_GEOM]
+            behind += [g.segid + 1 for g in geoms if g.type in ground]
+        return np.isin(colors, behind)
+
+    def _drawn(self) -> NDArray[np.uint8]:
+        """The scene as it is."""
         self._mujoco.mjr_render(self._rectangle, self._scene, self._context)
         pixels = np.empty((self._rectangle.height, self._rectangle.width, 3), np.uint8)
         self._mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)

@@ -48,6 +48,7 @@ class SimulatorEnv(gymnasium.Env[Any, NDArray[np.float32]]):
     simulator: Any
     reward: str
     max_steps: int
+    size: int
     terminate_on_success: bool = False
     render_size: int
 
@@ -131,6 +132,14 @@ class SimulatorEnv(gymnasium.Env[Any, NDArray[np.float32]]):
     def render(self) -> NDArray[np.uint8] | None:
         """The scene ``[render_size, render_size, 3]``, or None without a render mode."""
         return None if self.render_mode is None else self._picture(self.render_size)
+
+    def background(self, *, floor: bool = True) -> NDArray[np.bool_]:
+        """Where the observed picture shows no body, ``[size, size]``.
+
+        Args:
+            floor: planes and terrain are background, too.
+        """
+        return self._renderers[self.size].background(floor=floor)
 
     def _draw(self, size: int, data: Any) -> NDArray[np.uint8]:
         """The picture of a state, by a renderer that is kept."""

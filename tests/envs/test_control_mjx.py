@@ -40,10 +40,9 @@ TASKS = [
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiler():
     """Compile in two thirds of the time, to slower programs."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
