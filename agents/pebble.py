@@ -14,7 +14,7 @@ with their episode; questions come from the newest ``query_episodes`` whole epis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal
@@ -207,7 +207,7 @@ class PEBBLE(SAC):
     def _collect_answers(self, first: bool) -> None:
         """Ask about pairs of new segments, and add the answers to ``preferences``."""
         c, rng = self.config, self._teacher_rng
-        count = min(c.queries_per_round, c.max_queries - self.queries)
+        count = min(c.queries_per_round - self.queries % c.queries_per_round, c.max_queries - self.queries)
         uniform = first or c.query_scheme == "uniform"
         candidates = count if uniform else count * c.query_candidates
         if not self.record.episodes:
@@ -222,15 +222,25 @@ class PEBBLE(SAC):
         else:
             choose = disagreement_queries if c.query_scheme == "disagreement" else entropy_queries
             pairs = choose(pairs, self.reward_model.member_scores(segments), count)
-        usual = self.record.mean_step_reward() * c.segment_length
-        labels = c.teacher().label(truth[pairs[:, 0]], truth[pairs[:, 1]], rng, usual)
-        self.queries += count
-        answered = ~labels.isnan()
-        if answered.any():
-            chosen = segments.select(pairs[answered].flatten())
-            self.preferences = joined(self.preferences, chosen, labels[answered])
+        rows = pairs.flatten()
+        self._answer(segments.select(rows), truth[rows])
 
-    def _fit_reward(self, preferences: PreferenceDataset) -> dict[str, float]:
+    def _answer(self, segments: Segments, truth: Tensor) -> PreferenceDataset | None:
+        """Ask about segment ``2 i`` against ``2 i + 1``, and add the answers; returns them, None if all are skipped."""
+        usual = self.record.mean_step_reward() * self.config.segment_length
+        labels = self.config.teacher().label(truth[0::2], truth[1::2], self._teacher_rng, usual)
+        self.queries += len(labels)
+        answered = ~labels.isnan()
+        if not answered.any():
+            return None
+        chosen = segments.select(answered.repeat_interleave(2))
+        self.preferences = joined(self.preferences, chosen, labels[answered])
+        return joined(None, chosen, labels[answered])
+
+    def _fit_reward(
+        self, preferences: PreferenceDataset, further: Callable[[], Tensor] | None = None
+    ) -> dict[str, float]:
+        """Fit the reward models to all answers; ``further`` is added to the loss of every update."""
         c = self.config
         options = RewardTrainingConfig(
             updates=c.reward_epochs * math.ceil(len(preferences) / c.reward_batch_size),
@@ -241,7 +251,7 @@ class PEBBLE(SAC):
             stop_accuracy=c.stop_accuracy,
             standardize=False,
         )
-        history = fit_reward_model(self.reward_model, preferences, options, rng=self._teacher_rng)
+        history = fit_reward_model(self.reward_model, preferences, options, rng=self._teacher_rng, further=further)
         return {f"preferences/{k}": history[-1][k] for k in ("loss", "accuracy")} | {
             "preferences/epochs": float(len(history)), "preferences/answers": float(len(preferences)),
         }  # fmt: skip

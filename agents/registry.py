@@ -50,6 +50,7 @@ AGENTS = {
     "pebble": Entry(".pebble:PEBBLE", "soft actor-critic on rewards learned from a teacher's preferences meanwhile"),
     "repo": Entry(".repo:RePo", "a world model that ignores what no reward depends on, and a policy imagined in it"),
     "repo-alignment": Entry(".repo_alignment:RePoAlignment", "RePo's encoder fitted to changed pictures, no rewards"),
+    "parl": Entry(".parl:PARL", "PEBBLE whose rewards are fitted knowing that the policy will answer to them"),
     "b2-diffurl": Entry(
         ".b2_diffurl:B2DiffuRL", "for sparse rewards: the last denoising steps first, the extremes of branches only"
     ),

@@ -19,6 +19,8 @@ CLAIMS = {
     "infigui-g1": ".infigui_g1",
     "visual-jigsaw": ".visual_jigsaw",
     "pearl": ".pearl",
+    "parl": ".parl",
+    "parl-walker": ".parl_walker",
 }
 
 

@@ -20,7 +20,7 @@ that the uncertainty is kept from vanishing; the floor, its level and the weight
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
@@ -156,10 +156,18 @@ def fit_reward_model(
     config: RewardTrainingConfig | None = None,
     *,
     rng: np.random.Generator,
+    further: Callable[[], Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` where it stands, on its device, with a new optimiser.
 
     The same model, pairs, config and ``rng`` give the same parameters; global random numbers are left as they were.
+
+    Args:
+        model: is trained.
+        preferences: that it is fitted to.
+        config: options; None takes the defaults.
+        rng: of the orders of the pairs, and of dropout.
+        further: gives a scalar of the model's parameters, which is added to the loss of every update.
 
     Returns:
         metrics of each epoch, means over its updates and the members: ``loss`` and ``accuracy`` of the pairs; for
@@ -183,7 +191,7 @@ def fit_reward_model(
             found = []
             for batches in islice(_epoch(len(pairs), config.batch_size, model.size), config.updates - update):
                 optimizer.param_groups[0]["lr"] = learning_rate(update, config)
-                found += _update(model, optimizer, preferences, batches, config)
+                found += _update(model, optimizer, preferences, batches, config, further)
                 update += 1
             history.append({name: _mean([m[name] for m in found]) for name in found[0]})
             if config.stop_accuracy is not None and history[-1]["accuracy"] >= config.stop_accuracy:
@@ -252,6 +260,7 @@ def _update(
     preferences: PreferenceDataset,
     batches: tuple[Tensor, ...],
     config: RewardTrainingConfig,
+    further: Callable[[], Tensor] | None,
 ) -> list[dict[str, float]]:
     """One step on the sum of the members' losses; the metrics of each."""
     losses, metrics = [], []
@@ -262,6 +271,8 @@ def _update(
         loss, found = reward_loss(output, preferences.labels[batch].to(model.device), both.mask, config)
         losses.append(loss)
         metrics.append(found)
+    if further is not None:
+        losses.append(further())
     total = torch.stack(losses).sum()
     if not total.isfinite():
         raise FloatingPointError(f"the loss of a reward model is {total.item()}: lower learning_rate or check the data")

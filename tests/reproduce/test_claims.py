@@ -13,6 +13,11 @@ TINY = {
     "pretraining_steps": 40, "num_steps": 4, "episodes": 64, "calls": 64, "looks": 2, "measured_after": 1,
     "evaluation": 64, "branches": 4, "branch_groups": 4, "inner_updates": 2, "recorded": None, "evaluated": 2,
     "source": 20, "target": 20, "one_problem": 8, "alignment": {"num_labels": 8, "starts": 2},
+    "ascent_steps": 2, "total_steps": 400, "look_every": 200,
+    "parl": {
+        "learning_starts": 50, "unsupervised_steps": 250, "segment_length": 10, "queries_per_round": 6,
+        "fresh_queries": 2, "net_arch": (8,), "reward_hidden": (8,), "batch_size": 8,
+    },
     "iql": {"total_updates": 4, "updates_per_iteration": 4}, "reward": {"reward_updates": 2, "reward_batch_size": 4},
 }  # fmt: skip
 EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
