@@ -181,8 +181,9 @@ def recorded(task: str, settings: Settings, folder: Path) -> Trajectories:
 SETTINGS: dict[str, Any] = {
     "recorded": {"episodes": 50, "max_steps": 500},
     "length": 50, "source": 100, "target": 200, "one_problem": 64, "alignment": {"num_labels": 500, "starts": 6},
-    "policy_pairs": [["button-press", "window-open"], ["faucet-close", "drawer-open"]], "policy_seeds": 3,
-    "iql": {"total_updates": 4000, "standardize": True}, "reward": {"reward_updates": 100, "reward_batch_size": 32},
+    "policy_pairs": [["button-press", "window-open"], ["faucet-close", "window-open"]], "policy_seeds": 3,
+    "iql": {"total_updates": 4000, "standardize": True, "beta": 0.5, "actor_dropout": 0.1},
+    "reward": {"reward_updates": 100, "reward_batch_size": 32},
     "evaluated": 50,
 }  # fmt: skip
 
@@ -196,7 +197,7 @@ CLAIM = Claim(
     settings=SETTINGS,
     fast={
         "recorded": None, "length": 25, "alignment": {"num_labels": 200, "starts": 6}, "policy_seeds": 2,
-        "iql": {"total_updates": 2000, "standardize": True},
+        "iql": {"total_updates": 2000, "standardize": True, "beta": 0.5, "actor_dropout": 0.1},
         "reward": {"reward_updates": 100, "reward_batch_size": 32, "return_range": 200.0}, "evaluated": 20,
     },
     premises=(
@@ -215,6 +216,8 @@ CLAIM = Claim(
     agents=("pearl", "iql"),
     notes="Segments of scripted episodes (experts with noise, misled ones, random actions); all pairs of the source's "
     "are labelled by true returns. Policies: IQL on learned rewards, from 500 labels each; the oracle has true ones of "
-    "the target. What the paper leaves open (distances, size of a problem, clusters) is as in docs/pearl.md. No option "
-    "was tuned.",
+    "the target. What the paper leaves open (distances, size of a problem, clusters) is as in docs/pearl.md. Target of "
+    "the policies is Window Open, the only one of the three that imitation of all episodes does not solve (0.7 at this "
+    "budget, Drawer Open 1.0; seed 100). IQL's options are those of the Preference Transformer's code for manipulation; "
+    "with those for locomotion (beta 3) true labels ruined the policy. Nothing else was tuned.",
 )
