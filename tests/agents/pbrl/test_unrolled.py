@@ -148,7 +148,9 @@ def test_a_parameter_without_a_gradient_spoils_nothing():
     """As those of a dead unit: the root of its second moment has no slope."""
     nu, frozen = torch.ones(4).requires_grad_(), {"used": torch.ones(1), "dead": torch.ones(1)}
     value = unrolled_critic(
-        lambda p: [(p["used"] + 0 * p["dead"]).expand(4)], lambda p: [p["used"] * torch.tensor([1.0, 2.0])], frozen,
+        lambda p: [(p["used"] + 0 * p["dead"]).expand(4)],
+        lambda p: [(p["used"] + p["dead"]) * torch.tensor([1.0, 2.0])],
+        frozen,
         nu * torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.ones(1), step_size=0.1,
         moments={k: (torch.zeros(1), torch.zeros(1), 0) for k in frozen}, betas=(0.9, 0.999), epsilon=1e-3,
     )  # fmt: skip
