@@ -252,6 +252,16 @@ def test_it_is_added_to_the_loss_of_every_update():
     assert torch.equal(pulled["nets.0.2.bias"], plain["nets.0.2.bias"])
 
 
+def test_it_is_taken_off_the_loss_by_its_weight_for_every_member(monkeypatch):
+    seen = []
+    agent = small(implicit=2.0).learn(60)
+    fresh = agent._fresh = agent._answer(*agent._play(6))
+    monkeypatch.setattr(PEBBLE, "_fit_reward", lambda self, preferences, further=None: seen.append(further()) or {})
+    agent._fit_reward(agent.preferences)
+    value = agent._through_actor(fresh)().item()
+    assert seen[0].item() == pytest.approx(-2.0 * 2 * value, rel=1e-6) and value != 0 and agent._fresh is None
+
+
 def test_its_size_grows_with_its_weight_and_rewards_say_when_they_saturate():
     found = [small(implicit=x).learn(100)._fit for x in (0.5, 5.0)]
     assert found[1]["preferences/implicit"] == pytest.approx(10 * found[0]["preferences/implicit"], rel=1e-4)
