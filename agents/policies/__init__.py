@@ -22,8 +22,8 @@ CLASSES = {
     "ControlPolicy": ".control",
     "TabularPolicy": ".control",
     "SB3Policy": ".sb3_policy",
-}
     "WorldModelPolicy": ".world_model",
+}
 
 
 def policy_class(name: str) -> type[Any]:
