@@ -70,6 +70,7 @@ class RePoConfig(WorldModelConfig):
         gamma: discount.
         return_lambda: of the returns, in [0, 1].
         entropy_coef: weight of the actor's entropy.
+        initial_std: of the actor's Gaussian, before its tanh. 5 takes the extremes only; short runs begin with about 1.
         precision: "bfloat16" computes networks in it (weights and losses stay float32), for GPUs.
         compile: compile the losses with torch.compile, for GPUs; it takes minutes to begin with.
     """
@@ -95,6 +96,7 @@ class RePoConfig(WorldModelConfig):
     gamma: float = 0.99
     return_lambda: float = 0.95
     entropy_coef: float = 3e-4
+    initial_std: float = 5.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
@@ -103,8 +105,8 @@ class RePoConfig(WorldModelConfig):
         sizes = ("deterministic_size", "stochastic_size", "hidden_size", "embedding_size", "conv_depth")
         self.require(sizes, lambda v: v >= 1, "at least 1")
         self.require(["sequence_length", "horizon"], lambda v: v >= 2, "at least 2")
-        rates = ("model_learning_rate", "actor_learning_rate", "critic_learning_rate", "initial_beta", "max_grad_norm")
-        self.require(rates, lambda v: 0 < v < math.inf, "above 0")
+        rates = ("model_learning_rate", "actor_learning_rate", "critic_learning_rate", "initial_beta")
+        self.require([*rates, "max_grad_norm", "initial_std"], lambda v: 0 < v < math.inf, "above 0")
         not_negative = ("beta_learning_rate", "kl_target", "free_nats", "entropy_coef")
         self.require(not_negative, lambda v: 0 <= v < math.inf, "at least 0")
         self.require(["kl_balance", "gamma", "return_lambda"], lambda v: 0 <= v <= 1, "in [0, 1]")
@@ -201,6 +203,7 @@ class RePo(WorldModelAgent):
         return {
             "deterministic": c.deterministic_size, "stochastic": c.stochastic_size, "hidden": c.hidden_size,
             "embedding": c.embedding_size, "depth": c.conv_depth, "decoder": c.reconstruction or c.probe,
+            "initial_std": c.initial_std,
         }  # fmt: skip
 
     def _setup(self) -> None:

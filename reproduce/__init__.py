@@ -21,6 +21,8 @@ CLAIMS = {
     "pearl": ".pearl",
     "parl": ".parl",
     "parl-walker": ".parl_walker",
+    "repo": ".repo",
+    "repo-pixels": ".repo_pixels",
 }
 
 

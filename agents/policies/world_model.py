@@ -18,7 +18,7 @@ from ..world_model.objectives import tanh_log_prob
 from ..world_model.rssm import RSSM, Normal, State
 from .policy import Decision, Policy, RowNoise
 
-MEAN_SCALE, MIN_STD, INITIAL_STD = 5.0, 0.1, 5.0  # of the actor's Gaussian, before its tanh
+MEAN_SCALE, MIN_STD = 5.0, 0.1  # of the actor's Gaussian, before its tanh
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class WorldModelPolicy(Policy):
         hidden: width of all hidden layers of the model and the actor and critic.
         embedding: numbers of an encoded observation.
         depth: channels of the first convolution.
+        initial_std: about the standard deviation that the actor's Gaussian begins with.
         decoder: with one.
         seed: of the initial weights.
     """
@@ -66,6 +67,7 @@ class WorldModelPolicy(Policy):
         hidden: int = 200,
         embedding: int = 1024,
         depth: int = 32,
+        initial_std: float = 5.0,
         decoder: bool = False,
         seed: int = 0,
     ) -> None:
@@ -73,7 +75,9 @@ class WorldModelPolicy(Policy):
         self._spec = {
             "shape": list(shape), "low": list(low), "high": list(high), "deterministic": deterministic,
             "stochastic": stochastic, "hidden": hidden, "embedding": embedding, "depth": depth, "decoder": decoder,
+            "initial_std": initial_std,
         }  # fmt: skip
+        self.initial_std = initial_std
         features, actions = deterministic + stochastic, len(low)
         with seeded(seed):
             self.encoder = make_encoder(shape, embedding, depth, hidden)
@@ -99,8 +103,8 @@ class WorldModelPolicy(Policy):
     def actions(self, features: Tensor) -> Normal:
         """The Gaussian of actions before their tanh."""
         mean, std = self.actor(features).float().chunk(2, -1)
-        start = math.log(math.expm1(INITIAL_STD))
-        return Normal(MEAN_SCALE * torch.tanh(mean / MEAN_SCALE), functional.softplus(std + start) + MIN_STD)
+        std = functional.softplus(std + math.log(math.expm1(self.initial_std))) + MIN_STD
+        return Normal(MEAN_SCALE * torch.tanh(mean / MEAN_SCALE), std)
 
     def decide(self, belief: Belief, observation: Tensor, noise: Tensor, action_noise: Tensor) -> tuple[Belief, Tensor]:
         """What is believed after an observation, the action included, and that one's log-density.

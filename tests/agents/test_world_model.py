@@ -215,6 +215,19 @@ def test_an_imagined_state_depends_on_the_actions_before_it_alone(rssm):
     assert slope[:, :2].abs().min() > 0 and (slope[:, 2:] == 0).all()
 
 
+def test_an_actor_is_not_told_where_its_actions_led(rssm):
+    """Its gradient flows through the dynamics alone: what it reads has none."""
+    read = []
+
+    def act(features, noise):
+        read.append(features)
+        return features[:, :2]
+
+    start = State(drawn(2, 6).requires_grad_(), drawn(2, 3, seed=1))
+    rssm.imagine(start, act, drawn(2, 3, 3), drawn(2, 3, 2))
+    assert len(read) == 3 and not any(features.requires_grad for features in read)
+
+
 # Networks
 
 

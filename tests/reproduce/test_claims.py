@@ -20,6 +20,17 @@ TINY = {
     },
     "iql": {"total_updates": 4, "updates_per_iteration": 4}, "reward": {"reward_updates": 2, "reward_batch_size": 4},
 }  # fmt: skip
+TINY |= {
+    "rows": 1, "env_steps": 120, "alignment_steps": 40,
+    "repo": {
+        "learning_starts": 60, "steps_per_iteration": 60, "updates_per_iteration": 1, "batch_size": 2,
+        "sequence_length": 4, "deterministic_size": 4, "stochastic_size": 2, "hidden_size": 4, "embedding_size": 4,
+        "conv_depth": 2, "horizon": 3,
+    },
+    "repo_alignment": {
+        "learning_starts": 20, "steps_per_iteration": 40, "updates_per_iteration": 1, "batch_size": 4, "pairs": 20,
+    },
+}  # fmt: skip
 EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
 
 

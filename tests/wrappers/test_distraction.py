@@ -82,7 +82,8 @@ def test_masked_pixels_show_the_clip_and_all_others_the_body():
 
 
 def test_a_seed_gives_an_episode_and_its_video():
-    one, two, other = play(make(), 3), play(make(), 3), play(make(), 4)
+    env = make()
+    one, two, other = play(env, 3), play(env, 3), play(env, 4)
     for (a, *_), (b, *_) in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for (a, *_), (b, *_) in zip(one, other, strict=True))
