@@ -50,6 +50,8 @@ AGENTS = {
     "pebble": Entry(".pebble:PEBBLE", "soft actor-critic on rewards learned from a teacher's preferences meanwhile"),
     "repo": Entry(".repo:RePo", "a world model that ignores what no reward depends on, and a policy imagined in it"),
     "repo-alignment": Entry(".repo_alignment:RePoAlignment", "RePo's encoder fitted to changed pictures, no rewards"),
+    "q-learning": Entry(".q_learning:QLearning", "Q-learning in a table, on rewards that a teacher may design"),
+    "reinforce": Entry(".reinforce:Reinforce", "policy gradient on episodes, on rewards that a teacher may design"),
     "parl": Entry(".parl:PARL", "PEBBLE whose rewards are fitted knowing that the policy will answer to them"),
     "b2-diffurl": Entry(
         ".b2_diffurl:B2DiffuRL", "for sparse rewards: the last denoising steps first, the extremes of branches only"

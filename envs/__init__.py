@@ -80,6 +80,36 @@ ENVIRONMENTS = {
         extra="robot",
         summary="control a simulated body in one of the tasks of dm-control's suite",
     ),
+    "RewardDesign/RoomsNav-v0": Entry(
+        single=".design.rooms:RoomsNavEnv",
+        batched=None,
+        extra=None,
+        summary="find the rewarded corner of four rooms; the table is exposed to teachers who design rewards",
+    ),
+    "RewardDesign/FourRooms-v0": Entry(
+        single=".design.rooms:FourRoomsEnv",
+        batched=None,
+        extra=None,
+        summary="the same rooms with the noise of later papers",
+    ),
+    "RewardDesign/LineKey-v0": Entry(
+        single=".design.line_key:LineKeyEnv",
+        batched=None,
+        extra=None,
+        summary="fetch a key at one end of a line of cells, bring it to the other",
+    ),
+    "RewardDesign/LineKeyContinuous-v0": Entry(
+        single=".design.line_key:LineKeyContinuousEnv",
+        batched=None,
+        extra=None,
+        summary="the same on real numbers, with nine wrong keys",
+    ),
+    "RewardDesign/Chain-v0": Entry(
+        single=".design.chain:ChainEnv",
+        batched=None,
+        extra=None,
+        summary="walk 20 cells to the only reward of a chain",
+    ),
     # An id of its own: as the batched twin of ControlAlign-v0 it would be what make_vec takes unless told otherwise.
     "ControlAlignMJX-v0": Entry(
         single=None,
@@ -96,10 +126,15 @@ ENVIRONMENTS = {
 }
 
 
+def registered_ids(name: str) -> tuple[str, ...]:
+    """The ids of an entry: ``Name-v0`` and ``aligngym/Name-v0``; one with a namespace of its own has that one only."""
+    return (name,) if "/" in name else (name, f"aligngym/{name}")
+
+
 def register() -> None:
-    """Register every environment, as ``Name-v0`` and as ``aligngym/Name-v0``; a second call changes nothing."""
+    """Register every environment under all its ids; a second call changes nothing."""
     for name, entry in ENVIRONMENTS.items():
-        for env_id in (name, f"aligngym/{name}"):
+        for env_id in registered_ids(name):
             if env_id not in gymnasium.registry:
                 gymnasium.register(
                     env_id,

@@ -14,16 +14,17 @@ import gymnasium
 import pytest
 
 import aligngym
-from aligngym.envs import ENVIRONMENTS, register
+from aligngym.envs import ENVIRONMENTS, register, registered_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OUTSIDE = {"tests", "examples", "benchmarks", "scripts", "docs", "build", "dist", "runs"}
 
-SHARED = {"answers", "assets", "trajectories"}
+SHARED = {"answers", "assets", "tabular", "trajectories"}
 MAY_IMPORT = {
     "answers": set(),
     "assets": set(),
+    "tabular": set(),
     "trajectories": set(),
     "rewards": {"answers", "assets"},
     "envs": {"rewards"} | SHARED,
@@ -151,9 +152,9 @@ def test_import_is_quick_and_loads_nothing_heavy() -> None:
 def test_every_environment_is_registered_plain_and_prefixed() -> None:
     register()  # a second call is harmless
     for name in ENVIRONMENTS:
-        plain, prefixed = gymnasium.spec(name), gymnasium.spec(f"aligngym/{name}")
-        assert plain.entry_point == prefixed.entry_point
-        assert plain.vector_entry_point == prefixed.vector_entry_point
+        specs = [gymnasium.spec(env_id) for env_id in registered_ids(name)]
+        assert specs[0].id == name and {s.namespace for s in specs} >= {"RewardDesign" if "/" in name else "aligngym"}
+        assert len({(s.entry_point, s.vector_entry_point) for s in specs}) == 1
 
 
 def test_make_needs_no_import() -> None:

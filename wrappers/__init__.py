@@ -7,6 +7,7 @@ itself: ``gym.make_vec(..., wrappers=[...])``.
 
 from . import vector
 from .base import EpisodeRule, EpisodeWrapper, VectorEpisodeWrapper
+from .designed_reward import DesignedReward
 from .distraction import DistractingBackground
 from .episodes import Episodes
 from .length_penalty import LengthPenalty
@@ -17,6 +18,7 @@ from .reward_monitor import RewardMonitor
 from .transform_reward import TransformReward
 
 __all__ = [
+    "DesignedReward",
     "DistractingBackground",
     "EpisodeRule",
     "EpisodeWrapper",

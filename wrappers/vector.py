@@ -1,5 +1,6 @@
 """The wrappers of a batch of environments, under the names of those of one: ``vector.TransformReward(envs, ...)``."""
 
+from .designed_reward import VectorDesignedReward as DesignedReward
 from .length_penalty import VectorLengthPenalty as LengthPenalty
 from .normalize_reward import VectorNormalizeReward as NormalizeReward
 from .prompt_curriculum import VectorPromptCurriculum as PromptCurriculum
@@ -8,6 +9,7 @@ from .reward_monitor import VectorRewardMonitor as RewardMonitor
 from .transform_reward import VectorTransformReward as TransformReward
 
 __all__ = [
+    "DesignedReward",
     "LengthPenalty",
     "NormalizeReward",
     "PromptCurriculum",

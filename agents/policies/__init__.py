@@ -21,6 +21,7 @@ CLASSES = {
     "DenoiserPolicy": ".denoiser_policy",
     "ControlPolicy": ".control",
     "TabularPolicy": ".control",
+    "QTable": ".q_table",
     "SB3Policy": ".sb3_policy",
     "WorldModelPolicy": ".world_model",
 }

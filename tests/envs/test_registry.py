@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 
 import aligngym
 from aligngym.agents.policies.policy import RowNoise
-from aligngym.envs import ENVIRONMENTS, list_envs, register
+from aligngym.envs import ENVIRONMENTS, list_envs, register, registered_ids
 
 IDS = [name for name, entry in ENVIRONMENTS.items() if entry.single and entry.batched]
 every_env = pytest.mark.parametrize("env_id", IDS)
@@ -45,7 +45,7 @@ def test_ids_are_registered_plain_and_namespaced() -> None:
     register()
     assert dict(gym.registry) == before
     for name, entry in ENVIRONMENTS.items():
-        for env_id in (name, f"aligngym/{name}"):
+        for env_id in registered_ids(name):
             spec = gym.spec(env_id)
             assert spec.kwargs == {} and not spec.disable_env_checker
             assert bool(spec.entry_point) == bool(entry.single)

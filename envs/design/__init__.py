@@ -1,0 +1,1 @@
+"""Environments of reward design: small enough to be solved exactly, with rewards so sparse that learners need help."""
