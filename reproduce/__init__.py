@@ -23,6 +23,9 @@ CLAIMS = {
     "parl-walker": ".parl_walker",
     "repo": ".repo",
     "repo-pixels": ".repo_pixels",
+    "exprd": ".exprd",
+    "expadard": ".expadard",
+    "explors": ".explors",
 }
 
 
