@@ -1,5 +1,6 @@
 # make quickstart   install into .venv, align the embedded story model, show what changed
 # make test         lint, type checks and the tests, with 90 % line coverage of agents/, envs/ and rewards/
+# make test-slow    the tests that take long: agents that learn, simulators for thousands of steps, claims from end to end
 # make lint | typecheck | bench | install | clean
 #
 # A machine without a GPU needs no CUDA; where pip's index has a smaller build of torch for it, name it:
@@ -9,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test lint typecheck wheel bench install clean
+.PHONY: quickstart test test-slow lint typecheck wheel bench install clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -22,7 +23,10 @@ quickstart: .venv/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: lint typecheck wheel
-	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not network' --cov --cov-fail-under=90
+
+test-slow: .venv/.dev
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ class RePoAlignmentConfig(WorldModelConfig):
         learning_starts: steps before the first round; the policy acts from the first one on.
         source: folder of the RePo checkpoint to begin with. None: the agent is given, or was loaded.
         source_codes: encoded pictures of the source's replay buffer that are kept, at most.
-        pairs: pictures of the same state in both environments; 0 does without calibration.
+        num_pairs: pictures of the same state in both environments; 0 does without calibration.
         pair_reset_every: steps after which both environments begin anew while pairs are collected.
         encoder_learning_rate: of the encoder.
         support_learning_rate: of the critic.
@@ -69,7 +69,7 @@ class RePoAlignmentConfig(WorldModelConfig):
     learning_starts: int = 500
     source: str | None = None
     source_codes: int = 5000
-    pairs: int = 5000
+    num_pairs: int = 5000
     pair_reset_every: int = 500
     encoder_learning_rate: float = 3e-4
     support_learning_rate: float = 3e-4
@@ -88,7 +88,7 @@ class RePoAlignmentConfig(WorldModelConfig):
         self.require(["source_codes", "pair_reset_every", "support_hidden"], lambda v: v >= 1, "at least 1")
         rates = ("encoder_learning_rate", "support_learning_rate", "weight_learning_rate")
         self.require(rates, lambda v: 0 < v < math.inf, "above 0")
-        weights = ("pairs", "support_coef", "calibration_coef", "penalty_coef", "nats_target", "multiplier_step")
+        weights = ("num_pairs", "support_coef", "calibration_coef", "penalty_coef", "nats_target", "multiplier_step")
         self.require([*weights, "initial_nats_multiplier"], lambda v: 0 <= v < math.inf, "at least 0")
 
 
@@ -168,7 +168,7 @@ class RePoAlignment(WorldModelAgent):
             replay = self._source.replay
             count = min(c.source_codes, int(replay.sizes.sum()))
             self.codes = self._source_code(replay.sample(count, 1, self.rng, policy.device).observations[:, 0])
-            if c.pairs:
+            if c.num_pairs:
                 self.pairs = self._collect_pairs(self._source_env or self._source.env)
         self._source = self._source_env = None
 
@@ -188,11 +188,11 @@ class RePoAlignment(WorldModelAgent):
             raise ValueError(f"the source's environment has {source.num_envs} rows, the new one {rows}: must be equal")
         codes: list[Tensor] = []
         pictures: list[Tensor] = []
-        while len(codes) * rows < c.pairs:
+        while len(codes) * rows < c.num_pairs:
             seeds = self.rng.integers(2**31, size=rows).tolist()
             (then, _), (now, _) = source.reset(seed=seeds), self.env.reset(seed=seeds)
             belief = policy.initial(rows)
-            for _ in range(min(c.pair_reset_every, math.ceil(c.pairs / rows) - len(codes))):
+            for _ in range(min(c.pair_reset_every, math.ceil(c.num_pairs / rows) - len(codes))):
                 seen = torch.as_tensor(as_array(then), device=policy.device)
                 codes.append(self._source_code(seen))
                 pictures.append(torch.as_tensor(as_array(now), device=policy.device).clone())
@@ -203,7 +203,7 @@ class RePoAlignment(WorldModelAgent):
                 if not np.array_equal(ends, others):
                     raise ValueError("the same seeds and actions end episodes at different times in both environments")
                 belief = belief.forget(torch.from_numpy(np.logical_or(*map(as_array, ends))).to(policy.device))
-        return {"observations": torch.cat(pictures)[: c.pairs], "codes": torch.cat(codes)[: c.pairs]}
+        return {"observations": torch.cat(pictures)[: c.num_pairs], "codes": torch.cat(codes)[: c.num_pairs]}
 
     def first_actions(self, rows: int, count: int) -> Tensor | None:
         """The policy's own from the first step on."""

@@ -25,7 +25,7 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
 def walked(arm: str, seed: int, settings: Settings, networks: Path) -> Numbers:
     """One arm, from ``networks`` where it was run before."""
     s = settings
-    config = PARLConfig(**s["parl"], learning_rate=s["step_size"], **ARMS[arm])
+    config = PARLConfig.from_dict({**s["parl"], "learning_rate": s["step_size"], **ARMS[arm]})
     parts = {name: s[name] for name in ("env", "total_steps", "look_every", "evaluated", "level")}
 
     def measure() -> Numbers:
@@ -57,9 +57,9 @@ SETTINGS: dict[str, Any] = {
     "env": {"domain": "walker", "task": "walk", "action_repeat": 4, "max_steps": 250},
     "total_steps": 20_000, "look_every": 2000, "evaluated": 3, "level": 200.0, "step_size": 1e-3,
     "parl": {
-        "learning_starts": 500, "unsupervised_steps": 1500, "batch_size": 128, "net_arch": (128, 128),
+        "learning_starts": 500, "unsupervised_steps": 1500, "batch_size": 128, "net_arch": [128, 128],
         "buffer_size": 20_000, "segment_length": 25, "steps_between_queries": 2000, "queries_per_round": 40,
-        "max_queries": 360, "query_episodes": 20, "reward_hidden": (64, 64), "reward_learning_rate": 1e-3,
+        "max_queries": 360, "query_episodes": 20, "reward_hidden": [64, 64], "reward_learning_rate": 1e-3,
         "reward_epochs": 50, "fresh_queries": 5,
     },
 }  # fmt: skip

@@ -156,7 +156,7 @@ SETTINGS: dict[str, Any] = {
     },
     "repo_alignment": {
         "learning_starts": 400, "steps_per_iteration": 200, "updates_per_iteration": 80, "batch_size": 64,
-        "pairs": 2000, "support_hidden": 64, "encoder_learning_rate": 2e-3,
+        "num_pairs": 2000, "support_hidden": 64, "encoder_learning_rate": 2e-3,
     },
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from .test_repo import SMALL
 
 CONFIG = {
     "learning_starts": 20, "steps_per_iteration": 20, "updates_per_iteration": 3, "buffer_size": 400, "batch_size": 8,
-    "source_codes": 50, "pairs": 70, "pair_reset_every": 15, "support_hidden": 16,
+    "source_codes": 50, "num_pairs": 70, "pair_reset_every": 15, "support_hidden": 16,
 }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_environments_that_go_different_ways(source):
 
 def test_pairs_alone_find_the_old_codes(source):
     """A rotation of what is seen is undone by linear regression, so a perceptron can come close."""
-    options = {"pairs": 500, "support_coef": 0.0, "updates_per_iteration": 150, "encoder_learning_rate": 5e-3}
+    options = {"num_pairs": 500, "support_coef": 0.0, "updates_per_iteration": 150, "encoder_learning_rate": 5e-3}
     agent = aligned(source, **options)
     before = distance(agent)
     agent.learn(20)
@@ -94,14 +94,14 @@ def distance(agent):
 
 
 def test_without_pairs_there_is_no_calibration(source):
-    agent = aligned(source, pairs=0)
+    agent = aligned(source, num_pairs=0)
     _, metrics = agent.learn(20).iterate()
     assert not agent.pairs and "train/calibration" not in metrics and "train/support" in metrics
 
 
 @pytest.mark.parametrize("pairs", [70, 0])
 def test_resume_is_exact(source, pairs, tmp_path):
-    straight, first = aligned(source, pairs=pairs).learn(60), aligned(source, pairs=pairs).learn(40)
+    straight, first = aligned(source, num_pairs=pairs).learn(60), aligned(source, num_pairs=pairs).learn(40)
     first.save(tmp_path / "saved")
     resumed = RePoAlignment.load(tmp_path / "saved", rotated_points(2, view=1)).learn(20)
     resumed.save(tmp_path / "again")
@@ -188,7 +188,7 @@ def test_the_loss_of_codes_pulls_them_where_the_critic_finds_the_source():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pairs": -1}, "pairs=-1"),
+        ({"num_pairs": -1}, "num_pairs=-1"),
         ({"source_codes": 0}, "source_codes=0"),
         ({"encoder_learning_rate": 0.0}, "encoder_learning_rate=0.0"),
         ({"nats_target": math.inf}, "nats_target=inf"),
