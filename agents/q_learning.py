@@ -2,8 +2,9 @@ r"""Q-learning in a table (Watkins 1989), with rewards that a teacher may design
 
 .. math:: Q(s, a) \leftarrow Q(s, a) + \alpha \big(\hat r + \gamma (1 - d) \max_b Q(s', b) - Q(s, a)\big)
 
-Actions are epsilon-greedy, the first of tied ones is the best. An episode that is cut by its limit of steps goes on in
-the target: ``d`` is 1 for terminations only. Evaluation is greedy.
+Actions are epsilon-greedy; tied best ones are drawn alike, as in the program of ExploRS. That of EXPRD takes the first,
+so that a table of zeros walks one way until something is found by chance. An episode that is cut by its limit of steps
+goes on in the target: ``d`` is 1 for terminations only. Evaluation is greedy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ..tabular import Array, greedy, mixed
+from ..tabular import Array, mixed
 from .policies.policy import Policy
 from .policies.q_table import QTable
 from .taught import TaughtAgent, TaughtConfig
@@ -68,11 +69,14 @@ class QLearning(TaughtAgent):
         """The best action, or now and then a random one."""
         if self.rng.random() < self.config.epsilon:
             return int(self.rng.integers(self.q.shape[1]))
-        return int(self.q[state].argmax())
+        values = self.q[state]
+        best = np.flatnonzero(values == values.max())
+        return int(best[0] if len(best) == 1 else best[self.rng.integers(len(best))])
 
     def probabilities(self, states: NDArray[Any]) -> Array:
         """``[n, A]`` of the epsilon-greedy policy."""
-        return mixed(greedy(self.q[states]), self.config.epsilon)
+        best = (self.q[states] == self.q[states].max(1, keepdims=True)).astype(np.float64)
+        return mixed(best / best.sum(1, keepdims=True), self.config.epsilon)
 
     def see_step(self, state: Any, action: int, reward: float, next_state: Any, terminated: bool) -> None:
         """Move the value of the step towards its target."""

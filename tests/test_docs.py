@@ -70,9 +70,9 @@ def test_the_defaults_in_the_table_are_those_of_the_code():
     for line in text_of("agents.md").splitlines():
         names, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         options = re.findall(r"`(\w+)`", names)
-        if not (line.startswith("| `") and options and all(any(hasattr(c, o) for c in every) for o in options)):
+        if not (line.startswith("| `") and options and all(any(o in vars(c) for c in every) for o in options)):
             continue  # no row of a table of options
-        configs = [grpo, ppo] if len(cells) == 3 else [next(c for c in every if hasattr(c, options[0]))]
+        configs = [grpo, ppo] if len(cells) == 3 else [next(c for c in every if options[0] in vars(c))]
         for config, cell in zip(configs, cells, strict=False):
             values = tuple(getattr(config, option) for option in options)
             assert eval(cell.strip("`")) in (values, values[0]), names

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from .control import TabularPolicy
-from .policy import Decision, RowNoise
+from .policy import Decision, RowNoise, sample_categorical
 
 
 class QTable(TabularPolicy):
-    """Epsilon-greedy on a table of action values, which is ``logits``; the first of tied actions is the best.
+    """Epsilon-greedy on a table of action values, which is ``logits``.
+
+    Tied best actions are drawn alike: in a table of zeros nothing is best. Without draws the first of them is taken.
 
     Args:
         num_states: rows of the table, >= 1.
@@ -27,15 +29,14 @@ class QTable(TabularPolicy):
 
     @torch.no_grad()
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
-        """Choose one action a row for states ``[B]``; consumes two uniform numbers a row, none if ``deterministic``."""
+        """Choose one action a row for states ``[B]``; consumes one uniform number a row, none if ``deterministic``."""
         values = self.logits[self._states(observation)]
-        best, count = values.argmax(-1), values.shape[1]
         if deterministic:
-            return Decision(best, torch.zeros(len(best)))
-        uniform = noise.uniform(2)
-        actions = torch.where(uniform[:, 0] < self.epsilon, (uniform[:, 1] * count).long(), best)
-        chance = self.epsilon / count + (1 - self.epsilon) * (actions == best)
-        return Decision(actions, chance.log())
+            return Decision(values.argmax(-1), torch.zeros(len(values)))
+        best = (values == values.amax(-1, keepdim=True)).float()
+        chances = self.epsilon / values.shape[1] + (1 - self.epsilon) * best / best.sum(-1, keepdim=True)
+        actions = sample_categorical(chances.log(), noise.uniform(1)[:, 0])
+        return Decision(actions, chances.log().gather(-1, actions[:, None])[:, 0])
 
     def spec(self) -> dict[str, Any]:
         """JSON-able description from which ``from_spec`` rebuilds the policy around saved tensors."""

@@ -41,7 +41,8 @@ def test_q_learning_by_hand():
     assert agent.q[2, 1] == pytest.approx(0.95) and agent.q[0, 0] == pytest.approx(1.5)
     assert agent.policy.logits[2, 1] == agent.q[2, 1]  # what is learned is the policy's
     assert agent.predict(1)[0] == 0 and agent.predict(2)[0] == 1
-    np.testing.assert_allclose(agent.probabilities(np.array([2])), [[0.05, 0.95]])
+    np.testing.assert_allclose(agent.probabilities(np.array([2, 4])), [[0.05, 0.95], [0.5, 0.5]])
+    assert {agent.choose(4) for _ in range(40)} == {0, 1}  # ties are drawn
 
 
 def test_epsilon_greedy_draws_and_scores():
@@ -51,6 +52,9 @@ def test_epsilon_greedy_draws_and_scores():
     shares = np.bincount(decision.actions.numpy(), minlength=4) / 4000
     assert shares == pytest.approx([0.1, 0.1, 0.7, 0.1], abs=0.025)
     np.testing.assert_allclose(decision.log_probs.exp(), np.where(decision.actions == 2, 0.7, 0.1), rtol=1e-6)
+    table.logits.data[0, 3] = 1
+    tied = table.act(np.zeros(4000, np.int64), RowNoise(range(4000)))
+    assert np.bincount(tied.actions.numpy(), minlength=4) / 4000 == pytest.approx([0.1, 0.1, 0.4, 0.4], abs=0.025)
     assert (table.act(np.zeros(3, np.int64), RowNoise([0, 1, 2]), True).actions == 2).all()
     assert QTable.from_spec(table.spec()).epsilon == 0.4
 
