@@ -193,7 +193,7 @@ def kmeans(features: Array, clusters: int, least: int, rng: np.random.Generator)
     After ten k-means++ starts without ``least`` members in every cluster, the features ``[N, F]`` are cut into equal
     parts along the direction in which they vary most. Returns ``[N]`` int64 in [0, clusters).
     """
-    from scipy.cluster.vq import ClusterError, kmeans2  # type: ignore[import-untyped]
+    from scipy.cluster.vq import ClusterError, kmeans2
 
     if len(features) < clusters * least:
         raise ValueError(f"{len(features)} segments: too few for {clusters} clusters of at least {least}")
@@ -305,7 +305,7 @@ def transfer_accuracy(labels: NDArray[Any] | Tensor, truth: NDArray[Any] | Tenso
 
 
 def _between(first: Array, second: Array, metric: Metric) -> Array:
-    from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
+    from scipy.spatial.distance import cdist
 
     _one_of("metric", metric, get_args(Metric))
     if first.shape[1] != second.shape[1]:
