@@ -155,6 +155,7 @@ def test_mujoco_and_mjx_simulate_the_same(env) -> None:
     check_agreement(env, [ControlAlignEnv(**SMALL) for _ in range(ROWS)], steps=30, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_mujoco_and_mjx_simulate_the_same_with_contacts() -> None:
     """The solvers stop within a tolerance of 1e-8 of each other's costs, in single precision here."""
     options = {"domain": "cheetah", "task": "run", "max_steps": 12, "action_repeat": 2}
