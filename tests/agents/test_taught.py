@@ -148,6 +148,25 @@ def test_designs_replace_and_additions_add():
         assert episode.given.tolist() == (7 + extra * episode.true).tolist()
 
 
+def test_teachers_see_true_rewards_as_often_as_they_should():
+    class Watching(TableTeacher):
+        episodes, updates = [], []
+
+        def record(self, states, actions, rewards):
+            self.episodes.append((states.tolist(), actions.tolist(), rewards.tolist()))
+
+        def update(self, policy):
+            self.updates.append((len(self.episodes), policy(np.array([3])).tolist()))
+
+    teacher = Watching(np.full((7, 2), 5.0))
+    config = QLearningConfig(epsilon=0.0, teacher_every=2, episodes_per_iteration=5)
+    agent = QLearning(short_chain(noise=0.0), config=config, teacher=teacher)
+    agent.q[:, 1] = 1
+    agent.learn(5)
+    assert teacher.episodes == [([3, 4] + [5] * 6, [1] * 8, [0.0, 0.0] + [1.0] * 6)] * 5
+    assert teacher.updates == [(2, [[0.0, 1.0]]), (4, [[0.0, 1.0]])]
+
+
 def test_evaluation_is_on_the_true_reward(tmp_path):
     teacher = TableTeacher(np.full((7, 2), -5.0))
     agent = Reinforce(short_chain(), config=ReinforceConfig(**SHORT), teacher=teacher, folder=tmp_path)

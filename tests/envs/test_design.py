@@ -121,8 +121,9 @@ def test_the_chain_pays_at_every_step_unless_its_goal_is_the_end():
     assert chain_mdp(distractor=0.01).R[25, 0] == 0.01
     env = gym.make("RewardDesign/Chain-v0", noise=0.0)
     env.reset(seed=0)
-    steps = [env.step(1) for _ in range(40)]
-    assert steps[-1][3] and not steps[-1][2] and steps[-1][4]["reward/true_return"] == 20
+    *_, (_, _, terminated, truncated, info) = (env.step(1) for _ in range(40))
+    assert truncated and not terminated and info["reward/true_return"] == 20
+    assert info["reward/discounted_return"] == pytest.approx(sum(0.99**t for t in range(20, 40)))
 
 
 def test_the_corridor_has_a_wall_and_an_end():
