@@ -17,7 +17,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from .offline.agent import OfflineAgent, OfflineConfig, descend
+from .descent import descend
+from .offline.agent import OfflineAgent, OfflineConfig
 from .offline.transitions import Transitions
 
 
@@ -50,5 +51,5 @@ class BC(OfflineAgent):
             loss = (outputs - batch.actions.flatten(1)).square().sum(1).mean()
         else:
             loss = -self.policy.log_prob(outputs, batch.actions).mean()
-        descend(self.optimizer, loss)
+        descend(self.optimizer, loss, allow_unused=True)
         return {"train/actor_loss": loss.detach()}

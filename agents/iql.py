@@ -29,7 +29,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from .checkpoint import flatten_optimizer, restore_optimizer
-from .offline.agent import OfflineAgent, OfflineConfig, descend
+from .descent import descend
+from .offline.agent import OfflineAgent, OfflineConfig
 from .offline.critics import Critics
 from .offline.transitions import Transitions
 
@@ -116,7 +117,7 @@ class IQL(OfflineAgent):
             goals = batch.rewards + c.gamma * torch.where(batch.terminal, 0, then)
         actor_loss = -(weights * self.policy.log_prob(self.outputs(batch, dropout), batch.actions)).mean()
         critic_loss = (self.critics(pairs) - goals).square().mean(1).sum()
-        descend(self.optimizer, actor_loss + critic_loss)
+        descend(self.optimizer, actor_loss + critic_loss, allow_unused=True)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), c.target_mix)
         return {

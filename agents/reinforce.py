@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..tabular import Array, mixed
 from .checkpoint import flatten_optimizer, restore_optimizer
+from .descent import descend
 from .policies.control import ControlPolicy, TabularPolicy
 from .policies.policy import Policy
 from .taught import Episode, TaughtAgent, TaughtConfig
@@ -122,9 +123,7 @@ class Reinforce(TaughtAgent):
         for states, actions, returns in self.recent:
             chosen = torch.as_tensor(actions, device=self.policy.device)[:, None]
             log_probs = self._logits(states).log_softmax(-1).gather(1, chosen)[:, 0]
-            self.optimizer.zero_grad(set_to_none=True)
-            (-(log_probs * torch.as_tensor(returns).to(log_probs)).mean()).backward()
-            self.optimizer.step()
+            descend(self.optimizer, -(log_probs * torch.as_tensor(returns).to(log_probs)).mean())
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {} if self.optimizer is None else {"optimizer": flatten_optimizer(self.optimizer)[0]}

@@ -29,8 +29,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .descent import descend
 from .policies.world_model import WorldModelPolicy
-from .world_model.agent import WorldModelAgent, WorldModelConfig, adam, descend
+from .world_model.agent import WorldModelAgent, WorldModelConfig, adam
 from .world_model.networks import normalized
 from .world_model.objectives import (
     balanced_kl,
@@ -240,7 +241,7 @@ class RePo(WorldModelAgent):
         half = torch.autocast(device.type, torch.bfloat16, enabled=c.precision == "bfloat16")
         with half:
             loss, states, logged = self._model_loss(policy, batch, noise, self.log_beta.exp(), c)
-        descend(self.optimizers["model_optimizer"], loss, c.max_grad_norm)
+        descend(self.optimizers["model_optimizer"], loss, max_grad_norm=c.max_grad_norm)
         if not c.reconstruction:
             descend(self.optimizers["beta_optimizer"], dual_loss(self.log_beta, logged["kl"], c.kl_target))
             logged["beta"] = self.log_beta.detach().exp()
@@ -251,8 +252,8 @@ class RePo(WorldModelAgent):
         drawn = self.random_normal(rows, steps, c.stochastic_size), self.random_normal(rows, steps, len(policy.centre))
         with half:
             actor_loss, critic_loss, more = self._behaviour_losses(policy, start, *drawn, c)
-        descend(self.optimizers["actor_optimizer"], actor_loss, c.max_grad_norm)
-        descend(self.optimizers["critic_optimizer"], critic_loss, c.max_grad_norm)
+        descend(self.optimizers["actor_optimizer"], actor_loss, max_grad_norm=c.max_grad_norm)
+        descend(self.optimizers["critic_optimizer"], critic_loss, max_grad_norm=c.max_grad_norm)
         return logged | more
 
     def _probe(self, batch: Sequences, states: State) -> Tensor:
@@ -260,7 +261,7 @@ class RePo(WorldModelAgent):
         assert self.policy.decoder is not None
         observations = normalized(batch.observations)
         loss = unit_gaussian_loss(self.policy.decoder(states.features).float(), observations).flatten(2).sum(2).mean()
-        descend(self.optimizers["probe_optimizer"], loss, self.config.max_grad_norm)
+        descend(self.optimizers["probe_optimizer"], loss, max_grad_norm=self.config.max_grad_norm)
         return loss.detach()
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:

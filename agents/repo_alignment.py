@@ -33,11 +33,13 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from .agent import AgentConfig
+from .descent import descend
 from .policies.policy import Policy
 from .policies.world_model import WorldModelPolicy
+from .randomness import seeded
 from .repo import RePo
 from .rollouts import as_array
-from .world_model.agent import WorldModelAgent, WorldModelConfig, adam, descend
+from .world_model.agent import WorldModelAgent, WorldModelConfig, adam
 from .world_model.networks import normalized
 from .world_model.objectives import unit_gaussian_loss
 from .world_model.support import BOTTLENECK, SupportConstraint
@@ -154,8 +156,7 @@ class RePoAlignment(WorldModelAgent):
         policy.requires_grad_(True)  # what is saved of a policy are parameters that may learn
         self.source_encoder = copy.deepcopy(policy.encoder).requires_grad_(False)
         size = policy.spec()["embedding"]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+        with seeded(self.seed):
             self.support = SupportConstraint(size, c.support_hidden, c).to(policy.device)
         self.optimizers = {
             "encoder_optimizer": adam([policy.encoder], c.encoder_learning_rate),

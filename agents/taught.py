@@ -18,6 +18,7 @@ from ..tabular import Array
 from ..trajectories import Trajectories
 from .agent import Agent, AgentConfig
 from .policies.policy import Policy
+from .rollouts import TERM_PREFIX
 from .teachers.build import TeacherName, build_teacher
 from .teachers.teacher import Teacher
 
@@ -167,7 +168,7 @@ class TaughtAgent(Agent):
             true.append(true_reward)
             given.append(paid)
             state, over = next_state, terminated or truncated
-        terms = {k.removeprefix("reward/"): float(v) for k, v in info.items() if k.startswith("reward/")}
+        terms = {k.removeprefix(TERM_PREFIX): float(v) for k, v in info.items() if k.startswith(TERM_PREFIX)}
         return Episode(np.array(states), np.array(actions), np.array(true), np.array(given), bool(terminated), terms)
 
     def iterate(self) -> tuple[None, dict[str, float]]:

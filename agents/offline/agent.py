@@ -264,14 +264,6 @@ class OfflineAgent(Agent):
         return agent
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of the optimiser on the gradient of ``loss``; with fewer calls than ``zero_grad`` and ``backward``."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-
-
 def cosine(rate: float, update: int, total: int) -> float:
     """``rate`` at update 0, falling along half a cosine to 0 at ``total`` and staying there; constant if that is 0."""
     return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, update / total))) if total else rate

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...tabular import Array
+from ..descent import descend
 from .explors import exploration_bonus
 from .teacher import Episodes, Probabilities, States, Teacher
 
@@ -114,8 +115,8 @@ class DeepExploRS(Teacher):
             with torch.no_grad():
                 advantages = target - self._values(states)
             loss = meta_loss(self.potential(states), chosen, advantages, probabilities)
-            _descend(self.phi_optimizer, loss)
-            _descend(self.value_optimizer, F.smooth_l1_loss(self._values(states), target))
+            descend(self.phi_optimizer, loss)
+            descend(self.value_optimizer, F.smooth_l1_loss(self._values(states), target))
 
     def _values(self, states: States) -> Tensor:
         values: Tensor = self.value(torch.as_tensor(states, dtype=torch.float32).flatten(1))[:, 0]
@@ -170,9 +171,3 @@ def _network(inputs: int, hidden: int, outputs: int, generator: torch.Generator)
             nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -239,20 +238,6 @@ class WorldModelAgent(Agent):
         self.noise = read_generator(state["noise"])
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float = math.inf) -> None:
-    """One step down a loss by the optimiser's own parameters; no others get a gradient."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
-    optimizer.step()
-
-
 def adam(modules: Iterable[nn.Module], learning_rate: float) -> torch.optim.Optimizer:
     """Adam for all parameters of some modules."""
     return torch.optim.Adam([p for m in modules for p in m.parameters()], lr=learning_rate, fused=True)
-
-
-def networks_state(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of some networks by the name of their file."""
-    return {name: dict(network.state_dict()) for name, network in networks.items()}
