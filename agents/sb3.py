@@ -17,20 +17,21 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor
 
 from ..trajectories import Trajectories
-from .agent import Agent, AgentConfig
-from .checkpoint import flatten_optimizer, read_generator, restore_optimizer, write_generator
+from .agent import AgentConfig
+from .checkpoint import read_generator, write_generator
 from .policies.policy import Policy
 from .policies.sb3_policy import ALGORITHMS, Algorithm, SB3Policy, check_spaces, policy_name
 from .randomness import GlobalRandomness
 from .sb3_config import SACConfig, SB3Config, SB3PPOConfig
-from .sb3_env import SeededVecEnv, from_tensors, to_tensors
+from .sb3_env import from_tensors, to_tensors
+from .stepping import SteppingAgent
 
 __all__ = ["SAC", "SB3PPO", "SACConfig", "SB3Agent", "SB3Config", "SB3PPOConfig"]
 
 BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-class SB3Agent(Agent):
+class SB3Agent(SteppingAgent):
     """An algorithm of Stable-Baselines3.
 
     Its loop, its losses and its networks are its own; environment, evaluation, logs, checkpoints and random numbers are
@@ -50,10 +51,8 @@ class SB3Agent(Agent):
         folder: run folder for logs and checkpoints; None writes nothing.
     """
 
-    unit = "steps"
     algorithm: ClassVar[Algorithm]
     model: Any  # Stable-Baselines3's
-    vec_env: SeededVecEnv
     randomness: GlobalRandomness
 
     def __init__(
@@ -97,7 +96,7 @@ class SB3Agent(Agent):
         """Stable-Baselines3's agent, seeded as it seeds itself."""
         check_spaces(self.algorithm, self.env.single_observation_space, self.env.single_action_space)
         self.randomness = GlobalRandomness(self._device)
-        self.vec_env = SeededVecEnv(self.env, lambda count: self.rng.integers(2**31, size=count).tolist())
+        self.vec_env = self._make_vec_env()
         cls = ALGORITHMS[self.algorithm]
         options = {k: v for k, v in vars(self.config).items() if k in inspect.signature(cls).parameters}
         arch = {} if self.config.net_arch is None else {"net_arch": list(self.config.net_arch)}
@@ -144,26 +143,12 @@ class SB3Agent(Agent):
         self.model.logger.dump()  # empties it
         return self.vec_env.metrics() | logged
 
-    def _rounds(
-        self, env: VectorEnv[Any, Any, Any], episodes: int, seed: int, deterministic: bool
-    ) -> Generator[Trajectories]:
-        if env is self.env:
-            self.vec_env.moved = True
-        yield from super()._rounds(env, episodes, seed, deterministic)
-
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """By the name of their file in a checkpoint."""
         return {"optimizer": self.model.policy.optimizer}
-
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        optimizers = {name: flatten_optimizer(optimizer)[0] for name, optimizer in self._optimizers().items()}
-        return optimizers | {"episodes": self.vec_env.get_state()[0]}
 
     def _state(self) -> dict[str, Any]:
         model, starts = self.model, self.model._last_episode_starts
-        return {
-            "optimizers": {name: flatten_optimizer(optimizer)[1] for name, optimizer in self._optimizers().items()},
-            "vec_env": self.vec_env.get_state()[1],
+        return super()._state() | {
             "randomness": self.randomness.get_state(),
             "action_space": write_generator(model.action_space.np_random),
             "steps": model.num_timesteps,
@@ -174,9 +159,6 @@ class SB3Agent(Agent):
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         super()._restore(tensors, state)
         model = self.model
-        for name, optimizer in self._optimizers().items():
-            restore_optimizer(optimizer, tensors[name], state["optimizers"][name])
-        self.vec_env.set_state(tensors["episodes"], state["vec_env"])
         self.randomness.set_state(state["randomness"])
         model.action_space.np_random.bit_generator.state = read_generator(state["action_space"]).bit_generator.state
         model.num_timesteps, model._n_updates = state["steps"], state["updates"]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...trajectories import Trajectories
-from ..agent import Agent, AgentConfig
-from ..checkpoint import flatten_optimizer, read_generator, restore_optimizer, write_generator
+from ..agent import AgentConfig
+from ..checkpoint import read_generator, write_generator
 from ..environment import is_single
 from ..policies.policy import Policy
 from ..policies.world_model import Belief, WorldModelPolicy
-from ..sb3_env import SeededVecEnv
+from ..stepping import SteppingAgent
 from .replay import SequenceReplayBuffer
 from .rssm import State
 
@@ -58,12 +57,11 @@ class WorldModelConfig(AgentConfig):
         return self.num_envs
 
 
-class WorldModelAgent(Agent):
+class WorldModelAgent(SteppingAgent):
     """An agent whose policy is a :class:`..policies.world_model.WorldModelPolicy`.
 
     Attributes:
         replay: the newest steps.
-        vec_env: the training environment, with the episodes under way.
         belief: the policy's about them.
         steps: taken so far.
 
@@ -71,7 +69,6 @@ class WorldModelAgent(Agent):
         ValueError: if observations are neither pictures nor vectors, or actions no vector within finite bounds.
     """
 
-    unit = "steps"
     config: WorldModelConfig
     policy: WorldModelPolicy
     learns_rewards: ClassVar[bool] = True
@@ -103,7 +100,7 @@ class WorldModelAgent(Agent):
         if differ := [k for k, v in expected.items() if given.spec()[k] != list(v)]:
             raise ValueError(f"the policy does not fit the environment: {', '.join(differ)}")
         space = self.env.single_observation_space
-        self.vec_env = SeededVecEnv(self.env, lambda count: self.rng.integers(2**31, size=count).tolist())
+        self.vec_env = self._make_vec_env()
         self.replay = SequenceReplayBuffer(
             self.config.buffer_size, self.env.num_envs, space.shape or (), space.dtype, len(expected["low"])
         )
@@ -114,10 +111,6 @@ class WorldModelAgent(Agent):
     @abstractmethod
     def update(self) -> dict[str, Tensor]:
         """One update from the replay buffer: numbers to log."""
-
-    @abstractmethod
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """By the name of their file in a checkpoint."""
 
     def iterate(self) -> tuple[None, dict[str, float]]:
         """Some steps, and a round of updates once there are enough of them."""
@@ -204,24 +197,12 @@ class WorldModelAgent(Agent):
         parts = belief.state.deterministic, belief.state.stochastic, belief.action
         return (actions[0] if single else actions), tuple(p.cpu().numpy() for p in parts)
 
-    def _rounds(
-        self, env: VectorEnv[Any, Any, Any], episodes: int, seed: int, deterministic: bool
-    ) -> Generator[Trajectories]:
-        if env is self.env:
-            self.vec_env.moved = True
-        yield from super()._rounds(env, episodes, seed, deterministic)
-
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         belief = {"h": self.belief.state.deterministic, "z": self.belief.state.stochastic, "action": self.belief.action}
-        optimizers = {name: flatten_optimizer(optimizer)[0] for name, optimizer in self._optimizers().items()}
-        return optimizers | {
-            "episodes": self.vec_env.get_state()[0], "replay": self.replay.get_state()[0], "belief": belief,
-        }  # fmt: skip
+        return super()._tensors() | {"replay": self.replay.get_state()[0], "belief": belief}
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "optimizers": {name: flatten_optimizer(optimizer)[1] for name, optimizer in self._optimizers().items()},
-            "vec_env": self.vec_env.get_state()[1],
+        return super()._state() | {
             "replay": self.replay.get_state()[1],
             "noise": write_generator(self.noise),
             "steps": self.steps,
@@ -229,9 +210,6 @@ class WorldModelAgent(Agent):
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         super()._restore(tensors, state)
-        for name, optimizer in self._optimizers().items():
-            restore_optimizer(optimizer, tensors[name], state["optimizers"][name])
-        self.vec_env.set_state(tensors["episodes"], state["vec_env"])
         self.replay.set_state(tensors["replay"], state["replay"])
         h, z, action = (tensors["belief"][name].to(self.policy.device) for name in ("h", "z", "action"))
         self.belief, self.steps = Belief(State(h, z), action), state["steps"]
