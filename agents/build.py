@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from ..assets import model_path
+from .environment import environment_class, make_from_spec
 from .policies import answer_points, is_denoising, is_grounding, is_jigsaw, puzzle_pieces
 from .policies.policy import Policy
 from .registry import agent_class
@@ -34,10 +34,7 @@ def make_env(experiment: Experiment, rows: int, split: str = "train") -> VectorE
         FileNotFoundError: if the model was not fetched yet.
     """
     spec, options = _named_environment(experiment, split)
-    if spec.entry_point is None or hasattr(environment_class(spec), "rollout"):
-        return gym.make_vec(spec, num_envs=rows, vectorization_mode="vector_entry_point", **options)
-    # Others' batched environments take one seed for all rows; groups need one a row.
-    return gym.make_vec(spec, num_envs=math.gcd(rows, 16), vectorization_mode="sync", **options)
+    return make_from_spec(spec, rows, options)
 
 
 def make_filmed_env(experiment: Experiment) -> gym.Env[Any, Any] | None:
@@ -74,12 +71,6 @@ def _named_environment(experiment: Experiment, split: str) -> tuple[EnvSpec, dic
     if split != "train" and "split" in accepted:
         options.setdefault("split", split)
     return spec, options
-
-
-def environment_class(spec: EnvSpec) -> Any:
-    """What makes the environment: its batched class where that plays whole episodes or is all, else the single one."""
-    entries = [load_env_creator(e) if isinstance(e, str) else e for e in (spec.vector_entry_point, spec.entry_point)]
-    return entries[0] if entries[1] is None or hasattr(entries[0], "rollout") else entries[1]
 
 
 def environment_parameters(spec: EnvSpec) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 
@@ -28,12 +29,21 @@ def make_environment(
         return env
     if not isinstance(env, str):
         raise TypeError(f"env is a {type(env).__name__}, expected an id or a vector environment (gymnasium.make_vec)")
-    if gym.spec(env).vector_entry_point is not None:
-        batched = gym.make_vec(env, num_envs=episodes, **options)
-        if gym.spec(env).entry_point is None or hasattr(type(batched.unwrapped), "rollout"):
-            return batched
-        batched.close()  # others' batched environments take one seed for all rows; groups need one a row
-    return gym.make_vec(env, num_envs=math.gcd(episodes, 16), vectorization_mode="sync", **options)
+    return make_from_spec(gym.spec(env), episodes, options)
+
+
+def make_from_spec(spec: EnvSpec, episodes: int, options: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
+    """The same from an entry of the registry."""
+    if spec.entry_point is None or hasattr(environment_class(spec), "rollout"):
+        return gym.make_vec(spec, num_envs=episodes, vectorization_mode="vector_entry_point", **options)
+    # Others' batched environments take one seed for all rows; groups need one a row.
+    return gym.make_vec(spec, num_envs=math.gcd(episodes, 16), vectorization_mode="sync", **options)
+
+
+def environment_class(spec: EnvSpec) -> Any:
+    """What makes the environment: its batched class where that plays whole episodes or is all, else the single one."""
+    entries = [load_env_creator(e) if isinstance(e, str) else e for e in (spec.vector_entry_point, spec.entry_point)]
+    return entries[0] if entries[1] is None or hasattr(entries[0], "rollout") else entries[1]
 
 
 def environment_spec(env: VectorEnv[Any, Any, Any]) -> str | None:
@@ -76,13 +86,13 @@ def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
         ) from error
 
 
-def registered_spec(text: str) -> gym.envs.registration.EnvSpec:
+def registered_spec(text: str) -> EnvSpec:
     """The environment that a checkpoint names. Its entry points must be those known here: they are code that runs.
 
     Raises:
         ValueError: if it is not registered, or registered otherwise.
     """
-    spec = gym.envs.registration.EnvSpec.from_json(text)
+    spec = EnvSpec.from_json(text)
     known = gym.registry.get(spec.id)
     if (
         known is None

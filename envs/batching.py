@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.error import InvalidAction
+from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
@@ -65,6 +66,19 @@ def row_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[in
     if len(seed) != num_envs:
         raise ValueError(f"seed has {len(seed)} entries, expected one for each of num_envs={num_envs} rows")
     return [int(s) if isinstance(s, np.integer) else s for s in seed]
+
+
+def seed_rows(generators: list[np.random.Generator], rows: Rows, seed: int | Sequence[int | None] | None) -> None:
+    """Give each of ``rows`` that :func:`row_seeds` has a seed for a new generator; the others' run on.
+
+    Raises:
+        ValueError: for seeds of another length.
+        gymnasium.error.Error: for a seed that is no non-negative integer.
+    """
+    seeds = row_seeds(seed, len(generators))
+    for row in rows:
+        if seeds[row] is not None:
+            generators[row] = seeding.np_random(seeds[row])[0]
 
 
 def row_groups(seeds: Sequence[int | None]) -> Rows:

@@ -31,6 +31,7 @@ from .batching import (
     masked_rows,
     row_groups,
     row_seeds,
+    seed_rows,
     to_device,
     to_numpy,
     valid_actions,
@@ -144,10 +145,7 @@ class GenerationVectorEnv(VectorEnv[Any, Any, Any], ABC):
                 f"options has unknown keys {unknown}, expected some of {['reset_mask', *self.option_names]}"
             )
         rows = masked_rows(options.pop("reset_mask", None), self.num_envs)
-        seeds = row_seeds(seed, self.num_envs)
-        for row in rows:
-            if seeds[row] is not None:
-                self.generators[row] = seeding.np_random(seeds[row])[0]
+        seed_rows(self.generators, rows, seed)
         self._begin(rows, options)
         return self._observation(), {}
 

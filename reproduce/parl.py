@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..agents.pbrl.bilevel import DiscountedEntropy, EpisodicL2, TabularMDP, align, preference_objective
+from ..agents.pbrl.bilevel import DiscountedEntropy, EpisodicL2, RewardlessMDP, align, preference_objective
 from .harness import Claim, Curve, Effect, Numbers, Settings
 
 STATES, ACTIONS = 3, 2
@@ -50,12 +50,13 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
     return numbers
 
 
-def problem(seed: int) -> tuple[TabularMDP, Tensor]:
+def problem(seed: int) -> tuple[RewardlessMDP, Tensor]:
     """A decision process with uniformly drawn distributions, and true rewards in [0, 1]."""
     rng = np.random.default_rng(seed)
     transitions = torch.from_numpy(rng.dirichlet(np.ones(STATES), (STATES, ACTIONS)))
     start = torch.from_numpy(rng.dirichlet(np.ones(STATES)))
-    return TabularMDP(transitions=transitions, start=start, gamma=0.9), torch.from_numpy(rng.random((STATES, ACTIONS)))
+    mdp = RewardlessMDP(transitions=transitions, start=start, gamma=0.9)
+    return mdp, torch.from_numpy(rng.random((STATES, ACTIONS)))
 
 
 CLAIM = Claim(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..agents.iql import IQL, IQLConfig
-from ..agents.offline.robomimic import read_robomimic, write_robomimic
+from ..agents.offline.robomimic import read_robomimic
+from ..agents.offline.scripted import record_behaviours
 from ..agents.pbrl.dataset import PreferenceDataset
 from ..agents.pbrl.segments import sample_segments
 from ..agents.pbrl.transfer import (
@@ -29,13 +31,14 @@ from ..agents.pbrl.transfer import (
 )
 from ..agents.pearl import PEARL, PEARLConfig
 from ..assets import robot_data_path
-from ..envs.robot.experts import BEHAVIOURS, collect_behaviour
-from ..trajectories import Trajectories, concatenate
+from ..envs.robot.experts import BEHAVIOURS
+from ..trajectories import Trajectories
 from .harness import Claim, Effect, Numbers, Settings, kept, say
 
 SOURCES = ("button-press", "faucet-close")
 TARGETS = ("window-open", "drawer-open", "door-close")
 ROWS = 10  # episodes played side by side
+Episodes = Mapping[str, Trajectories]  # by task
 
 # How rewards are learned. None: they are not, and IQL on rewards of 0 imitates all episodes alike.
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -51,8 +54,9 @@ ARMS: dict[str, dict[str, Any] | None] = {
 def run(seed: int, settings: Settings, networks: Path) -> Numbers:
     """Labels of each pair of tasks, policies of some, and means over the pairs; policies of the first seeds only."""
     s, folder = settings, networks / "pearl"
+    episodes = {task: recorded(task, s["recorded"], folder) for task in (*SOURCES, *TARGETS)}
     labels = {
-        f"{source}>{target}": transfer(source, target, s, folder, seed) for source in SOURCES for target in TARGETS
+        f"{source}>{target}": transfer(source, target, episodes, s, seed) for source in SOURCES for target in TARGETS
     }
     policies: dict[str, Numbers] = {}
     for source, target in s["policy_pairs"]:
@@ -60,7 +64,9 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
         for arm in ARMS:
             # The last two know nothing of the source task.
             of = target if arm in ("oracle", "no_preferences") else source
-            found = success(arm, of, target, seed, s, folder) if seed < s["policy_seeds"] else {"success": np.nan}
+            found = {"success": np.nan}
+            if seed < s["policy_seeds"]:
+                found = success(arm, of, target, episodes, s, folder, seed)
             pair |= {f"{arm}/{name}": value for name, value in found.items()}
     return _with_means(labels) | _with_means(policies)
 
@@ -71,11 +77,11 @@ def _with_means(pairs: dict[str, Numbers]) -> Numbers:
     return numbers | {f"mean/{name}": float(np.mean([found[name] for found in pairs.values()])) for name in names}
 
 
-def transfer(source: str, target: str, settings: Settings, folder: Path, seed: int) -> Numbers:
+def transfer(source: str, target: str, episodes: Episodes, settings: Settings, seed: int) -> Numbers:
     """All ways to carry labels from one task to another, judged by the true returns of the target's segments."""
     s, rng = settings, np.random.default_rng([seed, SOURCES.index(source), TARGETS.index(target)])
-    known, known_rewards = sample_segments(recorded(source, s, folder), s["length"], s["source"], rng)
-    asked, asked_rewards = sample_segments(recorded(target, s, folder), s["length"], s["target"], rng)
+    known, known_rewards = sample_segments(episodes[source], s["length"], s["source"], rng)
+    asked, asked_rewards = sample_segments(episodes[target], s["length"], s["target"], rng)
     labels, truth = label_table(known_rewards), label_table(asked_rewards)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the ambiguity is reported as a number
@@ -96,7 +102,9 @@ def transfer(source: str, target: str, settings: Settings, folder: Path, seed: i
     }
 
 
-def success(arm: str, source: str, target: str, seed: int, settings: Settings, folder: Path) -> Numbers:
+def success(
+    arm: str, source: str, target: str, episodes: Episodes, settings: Settings, folder: Path, seed: int
+) -> Numbers:
     """Learn a reward and a policy, and play; from ``folder`` where that was done before.
 
     ``success`` is the share of episodes with a step that succeeds, ``last`` with a last step that does, ``returns``
@@ -108,19 +116,19 @@ def success(arm: str, source: str, target: str, seed: int, settings: Settings, f
     depends_on = {"arm": arm, "tasks": [source, target], "seed": seed, "config": config.to_dict(), **parts}
 
     def measure() -> Numbers:
-        episodes = recorded(target, s, folder)
+        offline = episodes[target]
         env = gym.make_vec(
             "ManipulationAlign-v0", num_envs=min(ROWS, s["evaluated"]), vectorization_mode="sync", task=target,
-            max_steps=episodes.mask.shape[1], reward="success",
+            max_steps=offline.mask.shape[1], reward="success",
         )  # fmt: skip
         agent: IQL
         if isinstance(config, PEARLConfig):
             count = s["target"] if arm == "oracle" else s["source"]
             limit = config.labels if arm == "oracle" else None
-            known = preferences(recorded(source, s, folder), s["length"], count, limit, np.random.default_rng(seed))
-            agent = PEARL(env, None, config, dataset=episodes, preferences=known, seed=seed)
+            known = preferences(episodes[source], s["length"], count, limit, np.random.default_rng(seed))
+            agent = PEARL(env, None, config, dataset=offline, preferences=known, seed=seed)
         else:
-            nothing = replace(episodes, rewards=torch.zeros_like(episodes.rewards))
+            nothing = replace(offline, rewards=torch.zeros_like(offline.rewards))
             agent = IQL(env, None, config, dataset=nothing, seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the ambiguity is a number of the transfer
@@ -128,7 +136,7 @@ def success(arm: str, source: str, target: str, seed: int, settings: Settings, f
         terms = agent.evaluate(episodes=s["evaluated"]).terms
         env.close()
         found = {"success": terms["success_any"], "last": terms["success_last"]}
-        return found | ({"returns": return_correlation(agent, episodes)} if isinstance(agent, PEARL) else {})
+        return found | ({"returns": return_correlation(agent, offline)} if isinstance(agent, PEARL) else {})
 
     return kept(folder, f"{arm}-{source}-{target}-{seed}", depends_on, measure)
 
@@ -162,19 +170,14 @@ def label_table(rewards: Tensor) -> NDArray[np.float64]:
     return table
 
 
-def recorded(task: str, settings: Settings, folder: Path) -> Trajectories:
-    """Scripted episodes of a task: the embedded ones, or ones of ``settings["recorded"]`` that are played once."""
-    s = settings["recorded"]
-    if s is None:
+def recorded(task: str, size: Mapping[str, int] | None, folder: Path) -> Trajectories:
+    """Scripted episodes of a task: the embedded ones, or ``size`` of each behaviour, which are played once."""
+    if size is None:
         return read_robomimic(robot_data_path(task))
-    path = folder / f"{task}-{s['episodes']}x{s['max_steps']}.hdf5"
+    path = folder / f"{task}-{size['episodes']}x{size['max_steps']}.hdf5"
     if not path.exists():
-        say(f"pearl: playing {s['episodes']} episodes of {task} of each of {', '.join(BEHAVIOURS)}")
-        parts = [collect_behaviour(task, name, s["episodes"], max_steps=s["max_steps"]) for name in BEHAVIOURS]
-        kwargs = {"task": task, "max_steps": s["max_steps"]}
-        write_robomimic(
-            path, concatenate(parts), env_args={"env_name": "ManipulationAlign-v0", "type": 2, "env_kwargs": kwargs}
-        )
+        say(f"pearl: playing {size['episodes']} episodes of {task} of each of {', '.join(BEHAVIOURS)}")
+        record_behaviours(path, task, size["episodes"], max_steps=size["max_steps"])
     return read_robomimic(path)
 
 

@@ -1,4 +1,4 @@
-"""A point to be steered home, seen through a rotation together with what has nothing to do with it."""
+"""A point to be steered to a place, seen through a rotation together with what has nothing to do with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 POINT, DISTRACTORS = 2, 20
 PUSH, NOISE, WALLS = 0.3, 0.05, 3.0  # of the point's motion
+GOAL = 2.0  # in each of its coordinates
 MEMORY, SPREAD = 0.8, 10**0.5  # of the distractors: correlation from step to step, standard deviation
 STEPS = 50
 
@@ -18,9 +19,12 @@ STEPS = 50
 class RotatedPointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     r"""A linear world of which a picture would be too expensive.
 
-    The point moves by :math:`x' = x + 0.3 a + 0.05 \epsilon` between walls at 3 and costs :math:`|x|^2` a step. Twenty
-    distractors are autoregressive, with ten times the variance that the point starts with. What is seen is a rotation
-    of all 22 numbers, so that no single one of them is the point's.
+    The point starts about 0, moves by :math:`x' = x + 0.3 a + 0.05 \epsilon` between walls at 3 and costs
+    :math:`|x - (2, 2)|^2` a step. Twenty distractors are autoregressive, with ten times the variance that the point
+    starts with. What is seen is a rotation of all 22 numbers, so that no single one of them is the point's.
+
+    The goal is off the start so that what a push does to the cost can be told from the cost alone, at first. A state
+    that is to tell rewards and nothing else becomes :math:`|x|^2` otherwise, in which pushes do not show.
 
     Args:
         distracted: without, the distractors are 0.
@@ -54,7 +58,7 @@ class RotatedPointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.point = np.clip(moved, -WALLS, WALLS)
         fresh = SPREAD * np.sqrt(1 - MEMORY**2) * self.np_random.standard_normal(DISTRACTORS)
         self.distractors = MEMORY * self.distractors + fresh
-        cost = float(self.point @ self.point)
+        cost = float(np.square(self.point - GOAL).sum())
         return self._seen(), -cost, False, self._steps >= STEPS, self._info()
 
     def _seen(self) -> NDArray[np.float32]:

@@ -16,8 +16,8 @@ goes on where it was.
     python scripts/make_robot_data.py --tasks button-press window-open --out robot-data
     python scripts/make_robot_data.py --out assets/robot --episodes 6 --max-steps 200
 
-In Python: ``agents.offline.robomimic.read_robomimic`` reads a file, and ``envs.robot.experts.collect_behaviour`` plays
-the episodes. 100 episodes of 500 steps of each behaviour take about three minutes a task on one core, and 20 MB.
+In Python: ``agents.offline.robomimic.read_robomimic`` reads a file, and ``agents.offline.scripted.record_behaviours``
+makes one. 100 episodes of 500 steps of each behaviour take about three minutes a task on one core, and 20 MB.
 """
 
 from __future__ import annotations
@@ -27,39 +27,26 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from aligngym.agents.offline.robomimic import write_robomimic
-from aligngym.envs.robot.experts import BEHAVIOURS, collect_behaviour
+from aligngym.agents.offline.scripted import record_behaviours
+from aligngym.envs.robot.experts import BEHAVIOURS
 from aligngym.envs.robot.manipulation import full_task_name
-from aligngym.trajectories import concatenate
 
 TASKS = ("button-press", "faucet-close", "window-open", "drawer-open", "door-close")
 
 
 def make_file(path: Path, task: str, arguments: argparse.Namespace, progress: Progress) -> None:
     """Play the episodes of a task, and write them once all are there."""
-    total = arguments.episodes * len(arguments.behaviours)
-    line = progress.add_task(task, total=total)
-    parts = [
-        collect_behaviour(
-            task,
-            behaviour,
-            arguments.episodes,
-            seed=arguments.seed,
-            max_steps=arguments.max_steps,
-            noise=arguments.noise,
-            progress=lambda: progress.advance(line),
-        )
-        for behaviour in arguments.behaviours
-    ]
-    episodes = concatenate(parts)
-    episodes.group = episodes.group.new_tensor(range(total))  # no two begin alike
-    count = arguments.episodes
-    masks = {name: range(i * count, (i + 1) * count) for i, name in enumerate(arguments.behaviours)}
-    kwargs = {"task": full_task_name(task), "max_steps": arguments.max_steps}
-    # 2 is robomimic's number for environments with Gym's interface.
-    env_args = {"env_name": "ManipulationAlign-v0", "type": 2, "env_kwargs": kwargs}
-    env_args["made_with"] = {"seed": arguments.seed, "noise": arguments.noise, "episodes": count}
-    write_robomimic(path, episodes, env_args=env_args, masks=masks)
+    line = progress.add_task(task, total=arguments.episodes * len(arguments.behaviours))
+    parts = record_behaviours(
+        path,
+        task,
+        arguments.episodes,
+        behaviours=arguments.behaviours,
+        max_steps=arguments.max_steps,
+        noise=arguments.noise,
+        seed=arguments.seed,
+        progress=lambda: progress.advance(line),
+    )
     for part in parts:
         facts = {name: float(part.terms[name].mean()) for name in ("success_any", "success_last", "true_return")}
         values = "  ".join(f"{name} {value:.2f}" for name, value in facts.items())

@@ -139,14 +139,8 @@ def test_tests_are_not_a_package() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_import_is_quick_and_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, time; start = time.process_time(); import aligngym; spent = time.process_time() - start\n"
-        f"print(spent, *({HEAVY!r} & sys.modules.keys()))"
-    )
-    runs = [python(code).split() for _ in range(3)]
-    assert all(len(run) == 1 for run in runs), runs
-    assert min(float(run[0]) for run in runs) < 0.3
+def test_import_loads_nothing_heavy() -> None:
+    assert python(f"import sys, aligngym; print(*({HEAVY!r} & sys.modules.keys()))").split() == []
 
 
 def test_every_environment_is_registered_plain_and_prefixed() -> None:

@@ -36,7 +36,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularMDP:
+class RewardlessMDP:
     """A Markov decision process without its rewards.
 
     Attributes:
@@ -77,7 +77,7 @@ class DiscountedEntropy:
         temperature: above 0.
     """
 
-    mdp: TabularMDP
+    mdp: RewardlessMDP
     temperature: float
 
     def value(self, logits: Tensor, rewards: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class EpisodicL2:
         l2: above 0, and large enough for ``V`` to be concave where it is greatest.
     """
 
-    mdp: TabularMDP
+    mdp: RewardlessMDP
     horizon: int
     l2: float
 

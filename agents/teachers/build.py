@@ -10,6 +10,8 @@ from ...tabular import TabularMDP
 from .baselines import invariance, pbrs
 from .teacher import TableTeacher, Teacher
 
+PARTS: dict[str, dict[str, Any]] = {"explob": {"rate": 0.0}, "selfrs": {"bonus": 0.0}, "explors": {}}  # of ExploRS
+
 TeacherName = Literal["none", "pbrs", "exprd", "invariance", "expadard", "explob", "selfrs", "explors", "sors"]
 
 
@@ -62,12 +64,10 @@ def build_teacher(
         shape = int(observation.n), int(actions.n)
         if name == "sors":
             return SORS(shape, gamma, rate=rate, seed=seed)
-        parts: dict[str, Any] = {"explob": {"rate": 0.0}, "selfrs": {"bonus": 0.0}, "explors": {}}[name]
-        return ExploRS(shape, gamma, **{"rate": rate, "clip": clip, **parts})
+        return ExploRS(shape, gamma, **{"rate": rate, "clip": clip, **PARTS[name]})
     if name == "sors":
         raise ValueError(f"teacher='sors' is for numbered states, but those of {env} are {observation}")
     from .deep_explors import DeepExploRS
 
-    parts = {"explob": {"rate": 0.0}, "selfrs": {"bonus": 0.0}, "explors": {}}[name]
-    options: dict[str, Any] = {"rate": rate / 10, "scale": 0.1 if clip is None else clip, **parts}
+    options: dict[str, Any] = {"rate": rate / 10, "scale": 0.1 if clip is None else clip, **PARTS[name]}
     return DeepExploRS(observation, int(actions.n), gamma, seed=seed, **options)

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from ..batching import Flags, Rows, check_positive, masked_rows, row_seeds, to_numpy, valid_actions
+from ..batching import Flags, Rows, check_positive, masked_rows, seed_rows, to_numpy, valid_actions
 from .control import BOUND, ControlAlignEnv
 from .traced import trace_task
 
@@ -126,10 +126,7 @@ class ControlAlignMJXVectorEnv(VectorEnv[Any, Any, Any]):
         rows = masked_rows(options.get("reset_mask"), self.num_envs)
         if self._state is None and len(rows) < self.num_envs:
             raise ValueError("options has a reset_mask, but nothing is running yet: reset all rows first")
-        seeds = row_seeds(seed, self.num_envs)
-        for row in rows:
-            if seeds[row] is not None:
-                self.generators[row] = seeding.np_random(seeds[row])[0]
+        seed_rows(self.generators, rows, seed)
         self._start(rows)
         return self._observation(), {}
 

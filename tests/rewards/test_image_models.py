@@ -127,7 +127,7 @@ def test_aesthetic_reads_safetensors(folder, tmp_path):
     linear, _ = heads(tmp_path)
     save_file(linear.state_dict(), tmp_path / "linear.safetensors")
     values = [Aesthetic(folder, weights=tmp_path / f"linear.{end}")(IMAGES) for end in ("pth", "safetensors")]
-    assert values[0] == values[1]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)  # where a file is mapped to, sums may round otherwise
 
 
 def test_aesthetic_refuses_other_files(folder, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from aligngym.agents.pbrl.bilevel import (
     DiscountedEntropy,
     EpisodicL2,
-    TabularMDP,
+    RewardlessMDP,
     align,
     conjugate_gradients,
     implicit_gradient,
@@ -27,7 +27,8 @@ def instance(seed, states=3, actions=2):
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     transitions, start = -drawn(states, actions, states).log(), -drawn(states).log()
-    mdp = TabularMDP(transitions=transitions / transitions.sum(2, keepdim=True), start=start / start.sum(), gamma=0.9)
+    transitions, start = transitions / transitions.sum(2, keepdim=True), start / start.sum()
+    mdp = RewardlessMDP(transitions=transitions, start=start, gamma=0.9)
     return mdp, drawn(states, actions), 2 * drawn(states, actions) - 1
 
 

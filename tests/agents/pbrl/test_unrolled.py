@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from aligngym.agents.pbrl.bilevel import EpisodicL2, TabularMDP, preference_objective
+from aligngym.agents.pbrl.bilevel import EpisodicL2, RewardlessMDP, preference_objective
 from aligngym.agents.pbrl.unrolled import gaps, others_mean, returns_to_go, unrolled_actor, unrolled_critic
 
 S, A = 3, 2
@@ -19,7 +19,7 @@ def test_the_expectation_is_the_formulas():
     r"""alpha C^T grad_theta G, exactly: where all 36 episodes of two steps are equally likely, means over all pairs of
     them are expectations. A baseline of the others multiplies each of the two by n / (n - 1) there."""
     third = torch.full((S, A, S), 1 / 3).double()
-    lower = EpisodicL2(mdp=TabularMDP(transitions=third, start=third[0, 0], gamma=1.0), horizon=2, l2=0.0)
+    lower = EpisodicL2(mdp=RewardlessMDP(transitions=third, start=third[0, 0], gamma=1.0), horizon=2, l2=0.0)
     rows = torch.tensor(list(itertools.product(range(36), repeat=2))).flatten()
     rewards, truth = torch.randn(2, S, A, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = (torch.sign(gaps(lower.returns(truth)[rows])) + 1) / 2
