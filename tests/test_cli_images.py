@@ -58,6 +58,7 @@ def test_training_shows_images_before_and_after(run):
     assert np.array_equal(pairs[12:140:4, 142:270:4], last.images[0])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path):
     whole, parts = tmp_path / "whole", shutil.copytree(run[0], tmp_path / "parts")
     output("train", *FLOW, "--episodes", "12", "--out", str(whole))

@@ -113,7 +113,7 @@ def test_only_steps_with_noise_are_read():
         ("emoji-flow", {"kl_coef": 1e-3, "kl_estimator": "exact", "reference": "initial"}, {"sampler": "dance_sde"}),
         ("emoji-flow", {"advantage": "batch_zscore", "advantage_clip": 5.0}, {"sampler": "cps", "guidance": 2.0}),
         ("emoji-diffusion", {"step_weights": "noise", "clip_form": "clamp"}, {"log_prob": "mean"}),
-        ("emoji-diffusion", {"old_log_probs": "recomputed"}, {"autocast": True}),
+        pytest.param("emoji-diffusion", {"old_log_probs": "recomputed"}, {"autocast": True}, marks=pytest.mark.slow),
     ],
 )
 def test_options_of_denoising_train(name, options, policy):

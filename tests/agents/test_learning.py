@@ -57,7 +57,7 @@ OPTIMA = {
 }
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIMA)
 def test_the_bandit_converges_to_its_kl_regularised_optimum(name, seed):
     assert distance_to_optimum(*OPTIMA[name], seed) < 0.02
@@ -122,7 +122,7 @@ CARTPOLE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CARTPOLE)
+@pytest.mark.parametrize("name", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_cartpole_is_solved(name):
     cls, config, iterations = CARTPOLE[name]
     agent = cls("CartPole-v1", config=config)
@@ -171,7 +171,7 @@ def letter_e(completions, **_):
     return [100 * c.count("e") / max(20, len(c)) for c in completions]
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "ppo" else n for n in AGENTS])
 def test_the_embedded_model_learns_a_letter(name):
     def make_env(count):
         return gym.make_vec("LLMAlign-v0", num_envs=count, max_new_tokens=16, reward=letter_e)

@@ -181,7 +181,7 @@ def test_sessions_leave_nothing_behind(folder, tmp_path) -> None:
         assert "aligngym-browser-" in stand_in.folder and gone(stand_in), f"ended by {end or 'itself'}"
 
 
-@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("kind", [pytest.param(SyncVectorEnv, marks=pytest.mark.slow), AsyncVectorEnv])
 def test_gymnasiums_vectorisers(folder, kind) -> None:
     def one():
         return gym.make("GUIBrowser-v0", pages=folder, tasks=["go.html", "shop.html"], clicks_only=True, max_steps=2)

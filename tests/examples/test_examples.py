@@ -40,6 +40,7 @@ RUNS = {
     "reward_in_trl": ([], ["ours from theirs"]),
     "sb3_ppo": (["--steps", "64"], ["mean reward"]),
 }
+LONG = {"custom_reward", "diffusion_reward", "flow_grpo", "plotting", "resume"}  # half a minute each
 
 
 def test_every_example_is_run():
@@ -51,7 +52,7 @@ def test_examples_stay_short(path):
     assert len(path.read_text("utf-8").splitlines()) <= 60
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS])
 def test_example(name, tmp_path):
     arguments, expected = RUNS[name]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}

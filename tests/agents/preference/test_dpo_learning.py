@@ -64,7 +64,7 @@ def table_after(pairs, beta, **options):
     return policy.logits.detach().double().softmax(-1).numpy(), reference
 
 
-@pytest.mark.parametrize("beta", [0.5, 2.0])
+@pytest.mark.parametrize("beta", [0.5, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_bradley_terry_preferences_lead_to_the_kl_regularised_optimum(beta):
     """The optimum that PPO and GRPO approach with the reward itself: pi_ref exp(r / beta) / Z, r = log strength."""
     learned, reference = table_after(bradley_terry(STRENGTHS), beta)
