@@ -274,8 +274,8 @@ def test_closing_twice_is_fine_and_a_reset_reopens() -> None:
 def test_robosuite_is_quiet_but_its_errors_are_not() -> None:
     code = (
         "import logging, gymnasium as gym; "
-        "env = gym.make('aligngym:RobosuiteAlign-v0', observation='pixels', task='Can'); env.reset(seed=0); env.reset(); "
-        "print('played'); logging.getLogger('robosuite_logs').warning('after')"
+        "env = gym.make('aligngym:RobosuiteAlign-v0', observation='pixels', task='Can'); "
+        "env.reset(seed=0); env.reset(); print('played'); logging.getLogger('robosuite_logs').warning('after')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "played\n"
