@@ -64,9 +64,11 @@ def run(seed: int, settings: Settings, networks: Path) -> Numbers:
         for arm in ARMS:
             # The last two know nothing of the source task.
             of = target if arm in ("oracle", "no_preferences") else source
-            found = {"success": np.nan}
             if seed < s["policy_seeds"]:
                 found = success(arm, of, target, episodes, s, folder, seed)
+            else:
+                names = ("success", "last") if ARMS[arm] is None else ("success", "last", "returns")
+                found = dict.fromkeys(names, np.nan)
             pair |= {f"{arm}/{name}": value for name, value in found.items()}
     return _with_means(labels) | _with_means(policies)
 
