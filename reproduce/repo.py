@@ -146,7 +146,7 @@ def explained(inputs: NDArray[np.float64], outputs: NDArray[np.float64], ridge: 
 
 
 SETTINGS: dict[str, Any] = {
-    "task": None, "rows": 8, "env_steps": 16_000, "evaluated": 64, "alignment_steps": 4000,
+    "task": None, "rows": 8, "env_steps": 8000, "evaluated": 64, "alignment_steps": 3000,
     "repo": {
         "learning_starts": 1600, "steps_per_iteration": 200, "updates_per_iteration": 60, "batch_size": 24,
         "sequence_length": 6, "deterministic_size": 32, "stochastic_size": 8, "hidden_size": 32, "embedding_size": 32,
