@@ -118,18 +118,24 @@ def returned(agent: WorldModelAgent, env: VectorEnv[Any, Any, Any], settings: Se
 
 
 def known_by_states(agent: WorldModelAgent, env: VectorEnv[Any, Any, Any], episodes: int) -> Numbers:
-    """R^2 of the point and of the distractors by linear regression on states, fitted to the first half of episodes."""
+    """R^2 of the point and of the distractors by linear regression on states, fitted to the first half of episodes.
+
+    Actions are random: the point of a good policy stands still, and of that there would be nothing to tell.
+    """
+    rng = np.random.default_rng(0)
     seen: dict[str, list[NDArray[Any]]] = {"state": [], "point": [], "distractors": []}
     for first in range(0, max(2 * env.num_envs, episodes), env.num_envs):
         seeds = [2_000_000 + first + row for row in range(env.num_envs)]
         observation, info = env.reset(seed=seeds)  # type: ignore[arg-type]
         state = None
         for step in range(STEPS - 1):
-            action, state = agent.predict(observation, state)
+            _, (h, z, action) = agent.predict(observation, state)
             if step >= PROBED_FROM:
-                seen["state"].append(np.concatenate(state[:2], 1))
+                seen["state"].append(np.concatenate([h, z], 1))
                 for name in ("point", "distractors"):
                     seen[name].append(info[name])
+            action = rng.uniform(-1, 1, action.shape).astype(np.float32)
+            state = h, z, action
             observation, *_, info = env.step(action)
     states, point, distractors = (np.concatenate(parts).astype(float) for parts in seen.values())
     found = {"point_r2": explained(states, point)}
