@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..agents.iql import IQL, IQLConfig
 from ..agents.offline.robomimic import read_robomimic
-from ..agents.offline.scripted import record_behaviours
 from ..agents.pbrl.dataset import PreferenceDataset
 from ..agents.pbrl.segments import sample_segments
 from ..agents.pbrl.transfer import (
@@ -34,6 +33,7 @@ from ..assets import robot_data_path
 from ..envs.robot.experts import BEHAVIOURS
 from ..trajectories import Trajectories
 from .harness import Claim, Effect, Numbers, Settings, kept, say
+from .recorded import record_behaviours
 
 SOURCES = ("button-press", "faucet-close")
 TARGETS = ("window-open", "drawer-open", "door-close")

@@ -16,7 +16,7 @@ goes on where it was.
     python scripts/make_robot_data.py --tasks button-press window-open --out robot-data
     python scripts/make_robot_data.py --out assets/robot --episodes 6 --max-steps 200
 
-In Python: ``agents.offline.robomimic.read_robomimic`` reads a file, and ``agents.offline.scripted.record_behaviours``
+In Python: ``agents.offline.robomimic.read_robomimic`` reads a file, and ``reproduce.recorded.record_behaviours``
 makes one. 100 episodes of 500 steps of each behaviour take about three minutes a task on one core, and 20 MB.
 """
 
@@ -27,9 +27,9 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from aligngym.agents.offline.scripted import record_behaviours
 from aligngym.envs.robot.experts import BEHAVIOURS
 from aligngym.envs.robot.manipulation import full_task_name
+from aligngym.reproduce.recorded import record_behaviours
 
 TASKS = ("button-press", "faucet-close", "window-open", "drawer-open", "door-close")
 

@@ -157,6 +157,7 @@ def test_nothing_outside_is_reached(tmp_path) -> None:
     assert reached == ["127.0.0.2 tcp b''"]
 
 
+@pytest.mark.slow
 def test_sessions_leave_nothing_behind(folder, tmp_path) -> None:
     options = {"window": (300, 200), "view": (0, 0, 300, 200), "scale": 1}
     closed, garbage = (BrowserSession(folder, **options) for _ in range(2))

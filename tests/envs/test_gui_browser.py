@@ -223,7 +223,7 @@ def test_state_copies_and_pickles_go_on_alike(miniwob) -> None:
         miniwob.set_state({**state, "task": "nothing"})
 
 
-@pytest.mark.parametrize("clicks_only", [False, True])
+@pytest.mark.parametrize("clicks_only", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_check_env_finds_nothing(clicks_only: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

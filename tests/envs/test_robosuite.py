@@ -79,6 +79,7 @@ def test_a_seed_is_an_episode_whatever_was_before(made, task: str) -> None:
     fresh.close()
 
 
+@pytest.mark.slow
 def test_the_cubes_size_is_the_seeds_too(made) -> None:
     sizes = {}
     for seed in (0, 1, 0, 2):
@@ -149,6 +150,7 @@ def test_flat_and_dictionary_hold_the_same(made) -> None:
     env.close()
 
 
+@pytest.mark.slow
 def test_lifting_succeeds_and_is_told_in_every_way() -> None:
     env = RobosuiteAlignEnv(max_steps=60)
     for seed in range(3):
@@ -260,6 +262,7 @@ def test_stable_baselines_learns_on_it(name: str) -> None:
     env.close()
 
 
+@pytest.mark.slow
 def test_closing_twice_is_fine_and_a_reset_reopens() -> None:
     env = RobosuiteAlignEnv(task="Can", observation="pixels")
     expected = roll(env, 2, 2)

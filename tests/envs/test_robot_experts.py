@@ -103,6 +103,7 @@ def test_bad_arguments_are_named() -> None:
         robot_data_path("reach")
 
 
+@pytest.mark.slow
 def test_the_script_writes_what_the_function_plays(tmp_path: Path) -> None:
     """One run, one file a task; a second run leaves the file alone; a larger set begins with the smaller one."""
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--tasks", "reach-v3", "--max-steps", "8"]

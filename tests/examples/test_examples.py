@@ -40,7 +40,7 @@ RUNS = {
     "reward_in_trl": ([], ["ours from theirs"]),
     "sb3_ppo": (["--steps", "64"], ["mean reward"]),
 }
-LONG = {"custom_reward", "diffusion_reward", "flow_grpo", "plotting", "resume"}  # half a minute each
+LONG = {"custom_reward", "diffusion_ddpo", "diffusion_reward", "flow_grpo", "plotting", "resume"}  # half a minute each
 
 
 def test_every_example_is_run():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...envs.robot.experts import BEHAVIOURS, collect_behaviour
-from ...envs.robot.manipulation import full_task_name
-from ...trajectories import Trajectories, concatenate
-from .robomimic import write_robomimic
+from ..agents.offline.robomimic import write_robomimic
+from ..envs.robot.experts import BEHAVIOURS, collect_behaviour
+from ..envs.robot.manipulation import full_task_name
+from ..trajectories import Trajectories, concatenate
 
 
 def record_behaviours(
