@@ -201,7 +201,8 @@ CLAIM = Claim(
     run=run,
     settings=SETTINGS,
     fast={
-        "recorded": None, "length": 25, "alignment": {"num_labels": 200, "starts": 6}, "policy_seeds": 2,
+        "recorded": None, "length": 25, "alignment": {"num_labels": 200, "starts": 6},
+        "policy_pairs": [["button-press", "window-open"]], "policy_seeds": 2,
         "iql": {"total_updates": 2000, "standardize": True, "beta": 0.5, "actor_dropout": 0.1},
         "reward": {"reward_updates": 100, "reward_batch_size": 32, "return_range": 200.0}, "evaluated": 20,
     },
