@@ -126,8 +126,11 @@ def test_aesthetic_reads_safetensors(folder, tmp_path):
 
     linear, _ = heads(tmp_path)
     save_file(linear.state_dict(), tmp_path / "linear.safetensors")
-    values = [Aesthetic(folder, weights=tmp_path / f"linear.{end}")(IMAGES) for end in ("pth", "safetensors")]
+    rewards = [Aesthetic(folder, weights=tmp_path / f"linear.{end}") for end in ("pth", "safetensors")]
+    values = [reward(IMAGES) for reward in rewards]
     assert values[0] == pytest.approx(values[1], rel=1e-5)  # where a file is mapped to, sums may round otherwise
+    (one,), (other,) = (reward._head for reward in rewards)
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 def test_aesthetic_refuses_other_files(folder, tmp_path):
