@@ -14,7 +14,8 @@ from ...assets import image_prompts_path
 from ...rewards import as_reward
 from ..batching import Flags, Rows, check_positive, row_indices
 from ..generation import EpisodeScores, GenerationEnv, GenerationVectorEnv
-from ..text.prompts import PromptSource, load_prompts, well_formed
+from ..text.prompts import PromptSource, PromptTable, load_prompts, well_formed
+from ..text.tables import PromptTableVectorEnv
 
 if TYPE_CHECKING:
     from ...rewards import Reward
@@ -23,7 +24,7 @@ BOUND = 100.0  # of states and actions; samples of trained models stay within a 
 RESERVED = ("completions", "prompts")  # names that a reward is called with
 
 
-class DenoisingVectorEnv(GenerationVectorEnv):
+class DenoisingVectorEnv(PromptTableVectorEnv):
     """A batch of denoising chains as Markov decision processes (Black et al. 2023, arXiv 2305.13301).
 
     State: ``(x_t, t, prompt)``. Action: ``x_{t-1}``, which becomes the next state: the transition is deterministic, and
@@ -109,15 +110,19 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         )
         if prompts is None:
             prompts = image_prompts_path(split)
-        self.table = load_prompts(prompts, split=split, column=prompt_column)
-        if clash := [name for name in RESERVED if name in self.table.columns]:
-            raise ValueError(f"{self.table.source} has columns {clash}, which rewards are called with; rename them")
-        self.num_prompts = len(self.table)
-        self._encoded = [self._encode(p, f"row {i} of {self.table.source}") for i, p in enumerate(self.table.prompts)]
+        self._open_table(load_prompts(prompts, split=split, column=prompt_column))
         self._samples = np.zeros((num_envs, *self.shape), np.float32)
         self._bytes = np.zeros((num_envs, max_prompt_bytes), np.uint8)
         self._prompts = [""] * num_envs
-        self._index = np.full(num_envs, -1)  # in the table; -1: given to reset
+
+    def _load_table(self, table: PromptTable) -> None:
+        if clash := [name for name in RESERVED if name in table.columns]:
+            raise ValueError(f"{table.source} has columns {clash}, which rewards are called with; rename them")
+        self._encoded = [self._encode(p, f"row {i} of {table.source}") for i, p in enumerate(table.prompts)]
+        self.table, self.num_prompts = table, len(table)
+
+    def _check_prompt(self, prompt: Any) -> None:
+        self._encode(prompt, "the table")
 
     def _encode(self, prompt: Any, where: str) -> NDArray[np.uint8]:
         if not isinstance(prompt, str):
@@ -140,7 +145,7 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         elif given is None:
             index[rows] = [self._draw_prompt(row) for row in rows]
         for row in rows:
-            self._index[row] = index[row]
+            self._take(row, index[row])
             if given is not None:
                 self._prompts[row] = given[row]
                 self._bytes[row] = self._encode(given[row], f"options['prompt'], entry {row}")
@@ -179,21 +184,19 @@ class DenoisingVectorEnv(GenerationVectorEnv):
         return list(np.moveaxis(pixels, 1, -1))
 
     def _score(self, rows: Rows) -> EpisodeScores:
-        images, index = self.decode(self._samples[rows]), self._index[rows]
-        prompts = [self._prompts[row] for row in rows]
-        columns = {name: [v[i] if i >= 0 else None for i in index] for name, v in self.table.columns.items()}
+        images, prompts = self.decode(self._samples[rows]), [self._prompts[row] for row in rows]
         kept = [image.copy() for image in images]  # a reward may keep or change what it is given
         self.reward.set_progress(self.episodes)
-        scores = self.reward.score(images, prompts, **columns)
+        scores = self.reward.score(images, prompts, **self._columns_of(rows))
         absent = np.isnan(scores.values)
         reasons = [
             r or ("the reward does not apply" if a else None) for r, a in zip(scores.reasons, absent, strict=True)
         ]
         info: dict[str, list[Any]] = {
             "prompt": prompts,
-            "prompt_index": index.tolist(),
+            "prompt_index": self._index[rows].tolist(),
             "image": kept,
-            "columns": [{name: str(v[i]) for name, v in self.table.columns.items()} if i >= 0 else {} for i in index],
+            "columns": [{name: str(v) for name, v in self._columns[row].items()} for row in rows],
         }
         return EpisodeScores(scores.values, scores.terms, reasons, info)
 
@@ -209,17 +212,18 @@ class DenoisingVectorEnv(GenerationVectorEnv):
             "samples": {str(r): base64.b64encode(self._samples[r].tobytes()).decode() for r in running},
             "prompts": list(self._prompts),
             "index": self._index.tolist(),
+            **self._table_state(),
             "reward": self.reward.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``get_state`` was called, in an environment made with the same arguments."""
         super().set_state(state)
+        self._restore_table(state)
         for row, raw in state["samples"].items():
             self._samples[int(row)] = np.frombuffer(base64.b64decode(raw), np.float32).reshape(self.shape)
         for row, prompt in enumerate(state["prompts"]):
             self._prompts[row], self._bytes[row] = prompt, self._encode(prompt, f"row {row} of the state")
-        self._index[:] = state["index"]
         self.reward.set_state(state["reward"])
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ...assets import model_path
 from ...rewards import as_reward
 from ..batching import Flags, Rows, check_positive, row_indices
-from ..generation import EpisodeScores, GenerationEnv, GenerationVectorEnv
+from ..generation import EpisodeScores, GenerationEnv
 from .prompts import Prompt, PromptSource, PromptTable, checked_prompt, load_prompts
+from .tables import PromptTableVectorEnv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ OVERLONG = ("error", "drop", "truncate")
 RESERVED = ("completions", "prompts", "completion_ids")  # names that a reward is called with
 
 
-class LLMAlignVectorEnv(GenerationVectorEnv):
+class LLMAlignVectorEnv(PromptTableVectorEnv):
     """A batch of token-level Markov decision processes over text.
 
     State: the prompt's tokens and those chosen since. Action: the next token, appended deterministically. The episode
@@ -37,16 +38,17 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
     padded on the right with the tokenizer's padding token: the state is ``input_ids[: attention_mask.sum()]``.
 
     The info of a finished episode holds ``prompt`` and ``completion`` (the prompt's text or messages, and the decoded
-    text), ``prompt_index`` (its row in the table; -1: it was given to ``reset``), ``episode_tokens``, ``columns`` (the
-    prompt's other columns), ``reward/<term>`` for each named term of the reward, and ``invalid``, why the reward
-    failed, where it did; the reward is then NaN, never 0.
+    text), ``prompt_index`` (its row in the table; -1: it was given to ``reset``, or the table was replaced meanwhile),
+    ``episode_tokens``, ``columns`` (the prompt's other columns), ``reward/<term>`` for each named term of the reward,
+    and ``invalid``, why the reward failed, where it did; the reward is then NaN, never 0.
 
     Any text is a prompt. Lone surrogates, which UTF-8 cannot hold, become U+FFFD before tokenising; an empty prompt
     is the tokenizer's beginning-of-sequence token.
 
     Options of ``reset``: ``prompt`` (one prompt for all rows, or a list of ``num_envs``), or ``prompt_index`` (one
     position in the table, or ``num_envs``). Without them each row's generator draws a row of the table, uniformly or
-    by ``prompt_weights`` where a curriculum set them. ``get_state`` holds the reward's state too.
+    by ``prompt_weights`` where a curriculum set them. ``replace_prompts`` puts another table in place of the first.
+    ``get_state`` holds the reward's state too, and such a table.
 
     Args:
         num_envs: episodes side by side.
@@ -109,12 +111,11 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
             render_mode=render_mode,
             device=device,
         )
-        self._load_table(load_prompts(prompts, split=split, column=prompt_column))
+        self._open_table(load_prompts(prompts, split=split, column=prompt_column))
         self._ids = np.full((num_envs, length), self.pad, np.int64)
         self._lengths = np.zeros(num_envs, np.int64)  # of the states
         self._prompt_lengths = np.zeros(num_envs, np.int64)
         self._prompts: list[Prompt] = [""] * num_envs
-        self._index = np.full(num_envs, -1)  # in the table; -1: given to reset
 
     def _load_table(self, table: PromptTable) -> None:
         """Tokenise the prompts once, and set aside what their rows carry beside them."""
@@ -128,9 +129,12 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
                     f"every prompt of {table.source} is longer than max_prompt_tokens={self.max_prompt_tokens}"
                 )
             table, encoded = table.select(fits), [encoded[i] for i in fits]
-        self.table, self.num_prompts = table, len(table)
         self._encoded = [self._fitted(ids, f"row {i} of {table.source}") for i, ids in enumerate(encoded)]
-        self._info_columns = {name: uniform(values) for name, values in table.columns.items()}
+        self.table, self.num_prompts = table, len(table)
+        self._shown = {name: packed(values) for name, values in table.columns.items()}
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        self._fitted(self._encode([prompt])[0], "the prompt")
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of each prompt; the tokenizer adds its own special tokens unless a chat template wrote them."""
@@ -186,7 +190,8 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
         if "prompt" in options:
             given = self._given_prompts(options["prompt"])
             for row, ids in zip(rows, self._encode([given[row] for row in rows]), strict=True):
-                self._place(row, given[row], self._fitted(ids, f"options['prompt'], entry {row}"), -1)
+                self._place(row, given[row], self._fitted(ids, f"options['prompt'], entry {row}"))
+                self._take(row, -1)
             return
         if "prompt_index" in options:
             index = row_indices(options["prompt_index"], self.num_envs, len(self.table))
@@ -194,7 +199,8 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
             index = np.full(self.num_envs, -1)
             index[rows] = [self._draw_prompt(row) for row in rows]
         for row in rows:
-            self._place(row, self.table.prompts[index[row]], self._encoded[index[row]], index[row])
+            self._place(row, self.table.prompts[index[row]], self._encoded[index[row]])
+            self._take(row, index[row])
 
     def _given_prompts(self, value: Any) -> list[Prompt]:
         messages = isinstance(value, list) and all(isinstance(part, Mapping) for part in value)
@@ -205,11 +211,11 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
             raise ValueError(f"options['prompt'] is {given}, expected one prompt or a list of num_envs={self.num_envs}")
         return [checked_prompt(prompt, f"options['prompt'], entry {i}") for i, prompt in enumerate(value)]
 
-    def _place(self, row: int, prompt: Prompt, ids: NDArray[np.int64], index: int) -> None:
+    def _place(self, row: int, prompt: Prompt, ids: NDArray[np.int64]) -> None:
         self._ids[row] = self.pad
         self._ids[row, : len(ids)] = ids
         self._lengths[row] = self._prompt_lengths[row] = len(ids)
-        self._prompts[row], self._index[row] = prompt, index
+        self._prompts[row] = prompt
 
     def _observe(self) -> dict[str, NDArray[Any]]:
         mask = np.arange(self._ids.shape[1]) < self._lengths[:, None]
@@ -226,8 +232,6 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
         ids = [self._ids[row, self._prompt_lengths[row] : self._lengths[row]].tolist() for row in rows]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         prompts = [copy.deepcopy(self._prompts[row]) for row in rows]  # what is handed out may be changed
-        index = self._index[rows]
-        columns = {name: [v[i] if i >= 0 else None for i in index] for name, v in self.table.columns.items()}
         self.reward.set_progress(self.episodes)
         scores = self.reward.score(
             [
@@ -235,7 +239,7 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
                 for t, p in zip(texts, prompts, strict=True)
             ],
             prompts,
-            **columns,
+            **self._columns_of(rows),
             completion_ids=ids,
         )
         absent = np.isnan(scores.values)
@@ -244,10 +248,10 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
         ]
         info: dict[str, list[Any]] = {
             "prompt": prompts,
-            "prompt_index": index.tolist(),
+            "prompt_index": self._index[rows].tolist(),
             "completion": texts,
             "episode_tokens": [len(i) for i in ids],
-            "columns": [{name: v[i] for name, v in self._info_columns.items()} if i >= 0 else {} for i in index],
+            "columns": [{name: self._shown[name](v) for name, v in self._columns[row].items()} for row in rows],
         }
         return EpisodeScores(scores.values, scores.terms, reasons, info)
 
@@ -264,13 +268,14 @@ class LLMAlignVectorEnv(GenerationVectorEnv):
             "prompts": copy.deepcopy(self._prompts),
             "index": self._index.tolist(),
         }
-        return {**super().get_state(), **episodes, "reward": self.reward.get_state()}
+        return {**super().get_state(), **episodes, **self._table_state(), "reward": self.reward.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``get_state`` was called, in an environment made with the same arguments."""
         super().set_state(state)
+        self._restore_table(state)
         for row, (ids, prompt) in enumerate(zip(state["ids"], state["prompts"], strict=True)):
-            self._place(row, prompt, np.array(ids, np.int64), state["index"][row])
+            self._place(row, prompt, np.array(ids, np.int64))
         self._prompt_lengths[:] = state["prompt_lengths"]
         self.reward.set_state(state["reward"])
 
@@ -314,10 +319,21 @@ def uniform(values: list[Any]) -> list[Any]:
     Numbers mixed with other numbers or with gaps become floats (a gap is NaN); any other mix with a number or a
     dictionary in it becomes strings. The reward sees the values as they are.
     """
+    return [*map(packed(values), values)]
+
+
+def packed(values: list[Any]) -> Callable[[Any], Any]:
+    """What :func:`uniform` does to each value of a column."""
     kinds = {type(value) for value in values}
     numbers = {bool, int, float}
     if kinds <= {str, list, type(None)} or (len(kinds) == 1 and kinds <= numbers):
-        return values
-    if kinds <= {*numbers, type(None)}:
-        return [np.nan if value is None else float(value) for value in values]
-    return [str(value) for value in values]
+        return _as_it_is
+    return _number if kinds <= {*numbers, type(None)} else str
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)

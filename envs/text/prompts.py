@@ -41,6 +41,10 @@ class PromptTable:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def row(self, i: int) -> dict[str, Any]:
+        """What stands beside prompt ``i``, by the names of the columns."""
+        return {name: values[i] for name, values in self.columns.items()}
+
     def select(self, rows: Sequence[int]) -> PromptTable:
         """The given rows, in the given order."""
         columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
