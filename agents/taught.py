@@ -30,13 +30,13 @@ class TaughtConfig(AgentConfig):
     Attributes:
         teacher: who designs the reward: nobody; ``pbrs``, ``exprd``, ``invariance`` and ``expadard``, which know the
             environment's table and replace its reward; ``explors``, its parts ``explob`` and ``selfrs``, and ``sors``,
-            which know nothing and add to it.
+            which know nothing and add to it; ``lirpg``, which adds to it and knows where actions lead.
         teacher_every: episodes between the updates of a teacher that has any (5 in the papers, 20 for networks).
         teacher_budget: states beside the rewarded ones in which ``exprd`` and ``expadard`` may reward (1 to 5); None:
             all of them.
-        teacher_rate: learning rate of ``explors``, ``selfrs`` and ``sors``; networks have a tenth of it.
-        teacher_clip: largest size of what ``explors`` and ``selfrs`` learn (0.01 for Q-learning); None: no limit in
-            tables, 0.1 in networks.
+        teacher_rate: learning rate of ``explors``, ``selfrs``, ``sors`` and ``lirpg``; networks have a tenth of it.
+        teacher_clip: largest size of what ``explors``, ``selfrs`` and ``lirpg`` learn (0.01 for Q-learning); None: no
+            limit in tables, 0.1 in networks.
         discount: of rewards; None takes the environment's ``gamma``.
         episodes_per_iteration: between two lines of the log; all episodes are learned from as they end.
     """

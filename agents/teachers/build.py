@@ -12,7 +12,9 @@ from .teacher import TableTeacher, Teacher
 
 PARTS: dict[str, dict[str, Any]] = {"explob": {"rate": 0.0}, "selfrs": {"bonus": 0.0}, "explors": {}}  # of ExploRS
 
-TeacherName = Literal["none", "pbrs", "exprd", "invariance", "expadard", "explob", "selfrs", "explors", "sors"]
+TABLES = ("pbrs", "exprd", "invariance", "expadard", "lirpg")  # teachers that read the environment's table
+
+TeacherName = Literal["none", "pbrs", "exprd", "invariance", "expadard", "explob", "selfrs", "explors", "sors", "lirpg"]
 
 
 def build_teacher(
@@ -29,8 +31,8 @@ def build_teacher(
 
     Args:
         name: which.
-        env: a single environment. ``pbrs``, ``exprd``, ``invariance`` and ``expadard`` read its table, ``env.mdp``; the
-            others need no more than its spaces.
+        env: a single environment. ``pbrs``, ``exprd``, ``invariance``, ``expadard`` and ``lirpg`` read its table,
+            ``env.mdp``; the others need no more than its spaces.
         gamma: discount of returns.
         budget: states beside the rewarded ones in which ``exprd`` and ``expadard`` may reward; None: all.
         rate: of the learned part of a reward; networks have a tenth of it.
@@ -43,13 +45,17 @@ def build_teacher(
     if name == "none":
         return None
     mdp = getattr(env.unwrapped, "mdp", None)
-    if name in ("pbrs", "exprd", "invariance", "expadard"):
+    if name in TABLES:
         if not isinstance(mdp, TabularMDP):
             raise ValueError(f"teacher={name!r} designs from a table, but {env} has no `mdp`: use explors, or your own")
         if name == "expadard":
             from .expadard import ExpAdaRD
 
             return ExpAdaRD(mdp, budget=budget)
+        if name == "lirpg":
+            from .lirpg import LIRPG
+
+            return LIRPG(mdp, gamma, rate=rate, clip=clip)
         if name == "exprd":
             from .exprd import exprd
 

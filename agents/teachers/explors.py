@@ -34,9 +34,7 @@ def exploration_bonus(visits: Any, scale: float = 1.0, largest: float = 1.0) -> 
     return scale / ((scale / largest) ** 2 + visits) ** 0.5
 
 
-def meta_gradient(
-    states: NDArray[np.int64], actions: NDArray[np.int64], advantages: Array, policy: Array
-) -> Array:
+def meta_gradient(states: NDArray[np.int64], actions: NDArray[np.int64], advantages: Array, policy: Array) -> Array:
     """The sum over steps in the module's second equation, ``[S, A]``, without the rate; its rows sum to 0.
 
     Args:
@@ -94,6 +92,12 @@ class ExploRS(Teacher):
     def record(self, states: States, actions: NDArray[np.int64], rewards: Array) -> None:
         self.episodes.add(states, actions, rewards)
 
+    def direction(
+        self, states: NDArray[np.int64], actions: NDArray[np.int64], advantages: Array, policy: Array
+    ) -> Array:
+        """In which phi moves, ``[S, A]``: here the :func:`meta_gradient`, whose arguments see."""
+        return meta_gradient(states, actions, advantages, policy)
+
     def update(self, policy: Probabilities) -> None:
         """Move phi, then V."""
         if not self.rate or not self.episodes.kept:
@@ -101,7 +105,7 @@ class ExploRS(Teacher):
         states, actions, returns = self.episodes.joined()
         advantages = returns - self.values[states]
         probabilities = policy(np.arange(len(self.values)))
-        self.phi += self.rate * meta_gradient(states, actions, advantages, probabilities)
+        self.phi += self.rate * self.direction(states, actions, advantages, probabilities)
         if self.clip is not None:
             self.phi = self.phi.clip(-self.clip, self.clip)
         self.values += self.value_rate * np.bincount(states, advantages, len(self.values)) / len(states)

@@ -104,7 +104,8 @@ def test_a_network_learns_from_each_episode():
 
 TAUGHT = [
     ("q", LINE, "none"), ("q", LINE, "exprd"), ("q", CHAIN, "explors"), ("reinforce", LINE, "expadard"),
-    ("reinforce", CHAIN, "explors"), ("reinforce", CHAIN, "sors"), ("reinforce", NUMBERS, "explors"),
+    ("reinforce", CHAIN, "explors"), ("reinforce", CHAIN, "sors"), ("reinforce", CHAIN, "lirpg"),
+    ("reinforce", NUMBERS, "explors"),
 ]  # fmt: skip
 
 
@@ -220,6 +221,7 @@ def test_reinforce_learns_a_short_chain():
         (lambda: Reinforce("Pendulum-v1"), "plays single environments with numbered actions"),
         (lambda: Reinforce(LINE, "stories"), "names a model"),
         (lambda: Reinforce("CartPole-v1", config=ReinforceConfig(teacher="exprd")), "has no `mdp`"),
+        (lambda: Reinforce("CartPole-v1", config=ReinforceConfig(teacher="lirpg")), "has no `mdp`"),
         (lambda: Reinforce("CartPole-v1", config=ReinforceConfig(teacher="sors")), "is for numbered states"),
         (lambda: QLearning(LINE, config=QLearningConfig(teacher="pbrs"), teacher=TableTeacher(np.zeros((21, 3)))),
          "choose one"),
@@ -239,7 +241,7 @@ def test_what_does_not_fit_is_told(make, message):
 
 def test_every_teacher_has_a_name():
     env = gym.make(LINE, cells=6)
-    for name in ("pbrs", "exprd", "invariance", "expadard", "explob", "selfrs", "explors", "sors"):
+    for name in ("pbrs", "exprd", "invariance", "expadard", "explob", "selfrs", "explors", "sors", "lirpg"):
         teacher = build_teacher(name, env, 0.95, budget=0)
         assert teacher.mode == ("replace" if name in ("pbrs", "exprd", "invariance", "expadard") else "add")
     assert build_teacher("none", env, 0.95) is None
