@@ -53,6 +53,9 @@ AGENTS = {
     "q-learning": Entry(".q_learning:QLearning", "Q-learning in a table, on rewards that a teacher may design"),
     "reinforce": Entry(".reinforce:Reinforce", "policy gradient on episodes, on rewards that a teacher may design"),
     "parl": Entry(".parl:PARL", "PEBBLE whose rewards are fitted knowing that the policy will answer to them"),
+    "self-evolving": Entry(
+        ".self_evolving:SelfEvolving", "a population that shifts towards what paid, from an aligned start"
+    ),
     "b2-diffurl": Entry(
         ".b2_diffurl:B2DiffuRL", "for sparse rewards: the last denoising steps first, the extremes of branches only"
     ),

@@ -110,6 +110,18 @@ ENVIRONMENTS = {
         extra=None,
         summary="walk 20 cells to the only reward of a chain",
     ),
+    "AlignmentTipping-v0": Entry(
+        single=".society.tipping:AlignmentTippingEnv",
+        batched=None,
+        extra=None,
+        summary="keep a rule that costs reward, or break it, round after round, with one's own history in view",
+    ),
+    "StrategyDiffusion-v0": Entry(
+        single=None,
+        batched=".society.diffusion:StrategyDiffusionVectorEnv",
+        extra=None,
+        summary="a game of collective choice, a row a player: collusion pays once enough take part; make_vec only",
+    ),
     # An id of its own: as the batched twin of ControlAlign-v0 it would be what make_vec takes unless told otherwise.
     "ControlAlignMJX-v0": Entry(
         single=None,

@@ -22,6 +22,7 @@ CLASSES = {
     "ControlPolicy": ".control",
     "TabularPolicy": ".control",
     "QTable": ".q_table",
+    "PopulationPolicy": ".population",
     "SB3Policy": ".sb3_policy",
     "WorldModelPolicy": ".world_model",
 }

@@ -1,0 +1,1 @@
+"""Societies of agents: rules that cost something to keep, and how breaking them spreads."""
