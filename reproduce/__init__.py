@@ -26,6 +26,8 @@ CLAIMS = {
     "exprd": ".exprd",
     "expadard": ".expadard",
     "explors": ".explors",
+    "eva": ".eva",
+    "atp": ".atp",
 }
 
 
