@@ -1,7 +1,8 @@
-"""ExploRS on the chain against its parts and the true reward: REINFORCE meets the only reward, and returns to it."""
+"""ExploRS on chains and in rooms against its parts, LIRPG and the true reward: who meets the only reward returns."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from ..agents.callbacks import Callback
 from ..agents.reinforce import Reinforce, ReinforceConfig
 from .harness import Claim, Curve, Effect, Numbers, Settings, kept
 
-ARMS = {"orig": "none", "explob": "explob", "selfrs": "selfrs", "explors": "explors"}
+ARMS = {"orig": "none", "explob": "explob", "selfrs": "selfrs", "lirpg": "lirpg", "explors": "explors"}
 CHAINS: dict[str, dict[str, Any]] = {
     "once": {"terminal_goal": True},
     "distractor": {"terminal_goal": True, "distractor": 0.01},
     "loop": {},
 }
+WORLDS = {name: ("RewardDesign/Chain-v0", options) for name, options in CHAINS.items()}
+WORLDS["rooms"] = ("RewardDesign/FourRooms-v0", {"reward": 1.0, "gamma": 0.99})
 
 
 class _Returns(Callback):
@@ -32,25 +35,25 @@ class _Returns(Callback):
 
 
 def run(seed: int, settings: Settings, networks: Path) -> Numbers:
-    """Every arm on every chain; each is kept as it is done."""
+    """Every arm in every world; each is kept as it is done."""
     numbers: Numbers = {}
-    for chain, options in CHAINS.items():
+    for world, (env_id, options) in WORLDS.items():
         for arm, teacher in ARMS.items():
             config = {name: settings[name] for name in ("learning_rate", "teacher_every", "teacher_rate")}
             config["teacher"] = teacher
             episodes = settings["episodes"]
-            depends = {"seed": seed, "episodes": episodes, "options": options, "config": config}
+            depends = {"seed": seed, "episodes": episodes, "env": env_id, "options": options, "config": config}
             found = kept(
-                networks / "explors", f"{chain}-{arm}", depends,
-                lambda options=options, config=config, episodes=episodes: _learn(seed, options, config, episodes),  # type: ignore[misc]
+                networks / "explors", f"{world}-{arm}", depends,
+                partial(_learn, env_id, options, config, seed, episodes),
             )  # fmt: skip
-            numbers |= {f"{chain}/{arm}/{k}" if "@" not in k else f"{chain}/{arm}{k}": v for k, v in found.items()}
+            numbers |= {f"{world}/{arm}/{k}" if "@" not in k else f"{world}/{arm}{k}": v for k, v in found.items()}
     return numbers
 
 
-def _learn(seed: int, options: dict[str, Any], config: dict[str, Any], episodes: int) -> Numbers:
+def _learn(env_id: str, options: dict[str, Any], config: dict[str, Any], seed: int, episodes: int) -> Numbers:
     """Mean true return of the last tenth and of all episodes, and of each tenth."""
-    env = gym.make_vec("RewardDesign/Chain-v0", num_envs=1, vectorization_mode="sync", **options)
+    env = gym.make_vec(env_id, num_envs=1, vectorization_mode="sync", **options)
     returns, every = _Returns(), max(1, min(100, episodes // 10))
     agent = Reinforce(env, config=ReinforceConfig(**config, episodes_per_iteration=every), seed=seed)
     agent.learn(episodes, returns)
@@ -62,7 +65,8 @@ def _learn(seed: int, options: dict[str, Any], config: dict[str, Any], episodes:
 CLAIM = Claim(
     key="explors",
     statement="A bonus for exploration together with a reward learned from the learner's own successes lets REINFORCE "
-    "solve a chain that neither part solves as fast alone, and that the true reward does not teach at all.",
+    "solve a chain that neither part solves as fast alone, nor LIRPG, and that the true reward does not teach at all; "
+    "in four rooms it learns faster than with any of them.",
     paper="Devidze et al., NeurIPS 2022",
     run=run,
     settings={"episodes": 10_000, "learning_rate": 0.1, "teacher_every": 5, "teacher_rate": 0.01},
@@ -77,13 +81,24 @@ CLAIM = Claim(
         for text, low in (
             ("the bonus alone", f"{chain}/explob/last"),
             ("the learned part alone", f"{chain}/selfrs/last"),
+            ("LIRPG", f"{chain}/lirpg/last"),
             ("0.5", 0.5),
+        )
+    )
+    + tuple(
+        Effect(f"rooms: all episodes, ExploRS above {text}", "rooms/explors/mean", f"rooms/{arm}/mean")
+        for text, arm in (
+            ("the true reward", "orig"),
+            ("the bonus alone", "explob"),
+            ("the learned part alone", "selfrs"),
+            ("LIRPG", "lirpg"),
         )
     ),
     curves=tuple(
-        Curve(f"true return, {chain}", "episodes", {arm: f"{chain}/{arm}" for arm in ARMS}) for chain in CHAINS
+        Curve(f"true return, {world}", "episodes", {arm: f"{world}/{arm}" for arm in ARMS}) for world in WORLDS
     ),
     notes="Discounted returns. *once* ends at the goal, *distractor* too and pays 0.01 on the other side, *loop* pays "
-    "at every step, as the authors' program does. 10,000 episodes, where the paper has 50,000.",
+    "at every step, as the authors' program does. The rooms pay 1, discount 0.99, 30 steps. 10,000 episodes, where the "
+    "paper has 50,000.",
     agents=("reinforce",),
 )  # fmt: skip

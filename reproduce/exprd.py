@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ..agents.callbacks import Callback
 from ..agents.q_learning import QLearning, QLearningConfig
 from ..agents.teachers.baselines import hand_crafted, pbrs
-from ..agents.teachers.exprd import Design, exprd, informativeness
+from ..agents.teachers.exprd import Design, exprd, informativeness, rewarded_states
 from ..agents.teachers.teacher import TableTeacher
 from ..envs.design.chain import corridor_mdp
 from ..envs.design.env import TabularEnv
@@ -21,47 +22,59 @@ from ..tabular import Array, TabularMDP, greedy, optimal_values, start_value
 from .harness import Claim, Curve, Effect, Numbers, Settings, kept
 
 LOOKS = (20, 60, 100, 200, 400)
+ROOMS_LOOKS = (20, 60, 100, 200, 400, 700, 1000)
 DOORS = (10, 15, 26, 33, 36)  # of the four rooms: cells in front of doors
 
 
 def run(seed: int, settings: Settings, networks: Path) -> Numbers:
     """Designs, which no seed moves; and what Q-learning makes of them."""
-    known = {name: settings[name] for name in ("budget", "corridor_budgets")}
+    known = {name: settings[name] for name in ("budget", "corridor_budgets", "rooms_budget")}
     numbers = kept(networks / "exprd", "designs", known, lambda: _designs(**known))
-    line, corridor = line_key_mdp(), corridor_mdp(12)
+    line, corridor, rooms = line_key_mdp(), corridor_mdp(12), _rooms()
     arms: dict[str, Array | None] = {
         "orig": None, "pbrs": pbrs(line), "exprd": _table(numbers, "line/exprd", line),
     }  # fmt: skip
     for arm, table in arms.items():
-        curves = [_learn(line, table, [seed, i], settings) for i in range(settings["learners"])]
-        means = np.mean([[curve[look] for look in LOOKS] for curve in curves], 0)
-        numbers |= {f"line/{arm}@{look}": float(value) for look, value in zip(LOOKS, means, strict=True)}
-        numbers[f"line/{arm}/area"] = float(np.mean([curve["area"] for curve in curves]))
+        numbers |= _curve(f"line/{arm}", line, table, seed, settings, settings["episodes"], LOOKS)
+    arms = {
+        "orig": None, "pbrs": pbrs(rooms), "by_hand": hand_crafted(rooms, DOORS),
+        "doors": _table(numbers, "rooms/doors", rooms), "exprd": _table(numbers, "rooms/exprd", rooms),
+    }  # fmt: skip
+    for arm, table in arms.items():
+        numbers |= _curve(f"rooms/{arm}", rooms, table, seed, settings, settings["rooms_episodes"], ROOMS_LOOKS)
     tables = {f"b{b}": _table(numbers, f"corridor/b{b}", corridor) for b in settings["corridor_budgets"]}
     tables["dense"] = _table(numbers, "corridor/dense", corridor)
     for arm, table in {"orig": None, **tables, "pbrs": pbrs(corridor)}.items():
-        curves = [_learn(corridor, table, [seed, i], settings) for i in range(settings["learners"])]
-        for name in ("first", "all"):
-            numbers[f"corridor/{arm}/{name}"] = float(np.mean([curve[name] for curve in curves]))
+        looks = [
+            _learn(corridor, table, [seed, i], settings, settings["episodes"]) for i in range(settings["learners"])
+        ]
+        numbers[f"corridor/{arm}/first"] = float(np.mean([look.returns[:5] for look in looks]))
+        numbers[f"corridor/{arm}/all"] = float(np.mean([look.returns for look in looks]))
     return {name: value for name, value in numbers.items() if "#" not in name}
 
 
-def _designs(budget: int, corridor_budgets: list[int]) -> Numbers:
+def _rooms() -> TabularMDP:
+    return rooms_mdp(rooms_nav_table(0.1), reward=10, gamma=0.95)
+
+
+def _designs(budget: int, corridor_budgets: list[int], rooms_budget: int) -> Numbers:
     """Objectives, the entries of the tables (``name#state,action``), and what hand-made rewards lead to."""
-    line, corridor, rooms = line_key_mdp(), corridor_mdp(12), rooms_mdp(rooms_nav_table(0.1), reward=10, gamma=0.95)
+    line, corridor, rooms = line_key_mdp(), corridor_mdp(12), _rooms()
     numbers: Numbers = {"line/true/objective": informativeness(line, line.R)}
     on_line, on_corridor = exprd(line, budget), exprd(corridor, max(corridor_budgets))
-    for name, designs in (("line", on_line), ("corridor", on_corridor)):
+    on_rooms = exprd(rooms, rooms_budget)
+    for name, designs in (("line", on_line), ("corridor", on_corridor), ("rooms", on_rooms)):
         numbers |= {f"{name}/b{b}/objective": design.value for b, design in enumerate(designs)}
         numbers |= {f"{name}/b{b}/state": float(design.states[-1]) for b, design in enumerate(designs)}
     tables: dict[str, Design] = {"line/exprd": on_line[-1], "corridor/dense": exprd(corridor)[0]}
+    tables |= {"rooms/exprd": on_rooms[-1], "rooms/doors": exprd(rooms, states=(*rewarded_states(rooms), *DOORS))[0]}
     tables |= {f"corridor/b{b}": on_corridor[b] for b in corridor_budgets}
     for name, design in tables.items():
         entries = np.ndenumerate(design.reward)
         numbers |= {f"{name}#{s},{a}": float(value) for (s, a), value in entries if value}
     best = _worth(rooms, rooms.R)
     by_hand = _worth(rooms, hand_crafted(rooms, DOORS))
-    repaired = _worth(rooms, exprd(rooms, states=(*np.flatnonzero(rooms.R.any(1)), *DOORS))[0].reward)
+    repaired = _worth(rooms, tables["rooms/doors"].reward)
     return numbers | {"rooms/best": best, "rooms/by_hand": by_hand, "rooms/repaired": repaired}
 
 
@@ -95,8 +108,18 @@ class _Look(Callback):
         return True
 
 
-def _learn(mdp: TabularMDP, table: Array | None, seed: list[int], settings: Settings) -> dict[Any, float]:
-    """One learner's curve."""
+def _curve(
+    name: str, mdp: TabularMDP, table: Array | None, seed: int, settings: Settings, episodes: int, at: Sequence[int]
+) -> Numbers:
+    """Means over learners: values of the greedy policy after some episodes, over all looks, over their last quarter."""
+    looks = [_learn(mdp, table, [seed, i], settings, episodes) for i in range(settings["learners"])]
+    values = np.mean([look.values for look in looks], 0)
+    curve = {f"{name}@{n}": float(values[min(n // 20, len(values)) - 1]) for n in at}
+    return curve | {f"{name}/area": float(values.mean()), f"{name}/last": float(values[-len(values) // 4 :].mean())}
+
+
+def _learn(mdp: TabularMDP, table: Array | None, seed: list[int], settings: Settings, episodes: int) -> _Look:
+    """What was seen of one learner."""
 
     def make() -> gym.Env[Any, Any]:
         return TabularEnv(mdp, max_steps=50, render_mode=None)
@@ -107,12 +130,8 @@ def _learn(mdp: TabularMDP, table: Array | None, seed: list[int], settings: Sett
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         teacher=None if table is None else TableTeacher(table),
     )  # fmt: skip
-    agent.learn(settings["episodes"], look)
-    curve: dict[Any, float] = {at: look.values[min(at // 20, len(look.values)) - 1] for at in LOOKS}
-    return curve | {
-        "area": float(np.mean(look.values)), "first": float(np.mean(look.returns[:5])),
-        "all": float(np.mean(look.returns)),
-    }  # fmt: skip
+    agent.learn(episodes, look)
+    return look
 
 
 CLAIM = Claim(
@@ -122,10 +141,10 @@ CLAIM = Claim(
     paper="Devidze et al., NeurIPS 2021",
     run=run,
     settings={
-        "budget": 5, "corridor_budgets": [1, 2, 4], "learners": 4, "episodes": 400,
-        "learning_rate": 0.5, "epsilon": 0.1,
+        "budget": 5, "corridor_budgets": [1, 2, 4], "rooms_budget": 5, "learners": 4, "episodes": 400,
+        "rooms_episodes": 1000, "learning_rate": 0.5, "epsilon": 0.1,
     },
-    fast={"learners": 1, "episodes": 200},
+    fast={"learners": 1, "episodes": 200, "rooms_episodes": 400},
     premises=(
         Effect("the true reward teaches little at first: 1 above its value after 60 episodes", 1.0, "line/orig@60"),
         Effect("rewards by hand lose the optimal policy of the rooms", "rooms/best", "rooms/by_hand"),
@@ -138,10 +157,17 @@ CLAIM = Claim(
         Effect("corridor: first 50 episodes, 2 states above 1", "corridor/b2/first", "corridor/b1/first"),
         Effect("corridor: first 50 episodes, 4 states above 2", "corridor/b4/first", "corridor/b2/first"),
         Effect("rooms: EXPRD on the states rewarded by hand loses nothing", "rooms/repaired", "rooms/best", 1e-6),
+        Effect("rooms: last quarter, EXPRD at doors above by hand", "rooms/doors/last", "rooms/by_hand/last"),
+        Effect("rooms: area, EXPRD at doors above the true reward", "rooms/doors/area", "rooms/orig/area"),
+        Effect("rooms: area, EXPRD, 5 states, above the true reward", "rooms/exprd/area", "rooms/orig/area"),
     ),
     curves=(
         Curve("value of the greedy policy on the line", "episodes", {
             "true reward": "line/orig", "PBRS": "line/pbrs", "EXPRD, 5 states": "line/exprd",
+        }),
+        Curve("value of the greedy policy in the rooms", "episodes", {
+            "true reward": "rooms/orig", "PBRS": "rooms/pbrs", "by hand at doors": "rooms/by_hand",
+            "EXPRD at doors": "rooms/doors", "EXPRD, 5 states": "rooms/exprd",
         }),
     ),
     notes="Four learners a seed. The line has ten cells, where the paper's is a continuum; the corridor has twelve and "

@@ -122,10 +122,11 @@ def _curve(axis: Axes, curve: Curve, seeds: list[Numbers]) -> None:
         axis.fill_between(x, values.mean(0) - error, values.mean(0) + error, color=color, alpha=0.2, linewidth=0)
     axis.set_xlabel(curve.x, fontsize=8)
     axis.set_title(_wrapped(curve.title), fontsize=8)
-    axis.legend(frameon=False, fontsize=7)
+    axis.legend(framealpha=0.75, edgecolor="none", fontsize=7)
 
 
 def _wrapped(text: str) -> str:
     from textwrap import fill
 
-    return fill(text, 44)
+    lines = math.ceil(len(text) / 44)
+    return fill(text, min(44, len(text) // lines + 8))  # lines of about one length

@@ -135,12 +135,13 @@ def solve_design(
         limits.append(-least)
     cost = np.concatenate([-gain.ravel() @ features, np.ones(count)])
     bounds = [(-max_reward, max_reward) if unit else (None, None)] * width + [(0, None)] * count
-    found = linprog(
-        cost, A_ub=csr_matrix(np.vstack(rows)), b_ub=np.concatenate(limits), bounds=bounds, method="highs"
-    )
+    found = linprog(cost, A_ub=csr_matrix(np.vstack(rows)), b_ub=np.concatenate(limits), bounds=bounds, method="highs")
     if found.status != 0:
         raise ValueError(f"no reward is feasible: {found.message} Allow more states, or a larger max_reward")
-    return Design((features @ found.x[:width]).reshape(mdp.shape), -float(found.fun))
+    weights = found.x[:width]
+    if unit:  # what lies within the slack of the constraints is rounding, which a learner of zeros would run after
+        weights = np.where(np.abs(weights) < (SLACK - 1) * max_reward, 0.0, weights)
+    return Design((features @ weights).reshape(mdp.shape), -float(found.fun))
 
 
 def grow(mdp: TabularMDP, budget: int, design: Callable[[tuple[int, ...]], Design]) -> list[Design]:

@@ -21,6 +21,7 @@ TINY = {
     "iql": {"total_updates": 4, "updates_per_iteration": 4}, "reward": {"reward_updates": 2, "reward_batch_size": 4},
 }  # fmt: skip
 TINY |= {
+    "rooms_budget": 1, "rooms_episodes": 64,
     "rows": 1, "env_steps": 120, "alignment_steps": 40,
     "repo": {
         "learning_starts": 60, "steps_per_iteration": 60, "updates_per_iteration": 1, "batch_size": 2,

@@ -77,4 +77,4 @@ def test_the_teacher_designs_anew_for_the_policy_it_is_shown():
     assert (teacher.table != first).any() and teacher.mode == "replace"
     fresh.set_state(teacher.get_state())
     state = int(np.flatnonzero(teacher.table.any(1))[0])
-    assert fresh(state, 1, 0, False) == teacher.table[state, 1] != 0
+    assert fresh(state, 0, 0, False) == teacher.table[state, 0] != 0

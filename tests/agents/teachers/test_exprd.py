@@ -17,6 +17,7 @@ from aligngym.agents.teachers.exprd import (
 )
 from aligngym.envs.design.chain import corridor_mdp
 from aligngym.envs.design.line_key import line_key_mdp
+from aligngym.envs.design.rooms import rooms_mdp, rooms_nav_table
 from aligngym.tabular import (
     action_gaps,
     advantage_operators,
@@ -159,3 +160,12 @@ def test_invariance_is_feasible():
     table = invariance(LINE)
     assert np.abs(table).max() <= 10
     keeps_what_is_optimal(LINE, table)
+
+
+def test_no_reward_is_what_the_solver_rounds():
+    """A table of zeros follows the least reward there is: 1e-7 at a door would keep it there."""
+    rooms = rooms_mdp(rooms_nav_table(0.1), reward=10, gamma=0.95)
+    (design,) = exprd(rooms, states=(48, 10, 15, 26, 33, 36))
+    paid = np.abs(design.reward[design.reward != 0])
+    assert paid.min() >= 10 * (SLACK - 1) and (design.reward[[10, 15]] == 0).any(1).all()
+    keeps_what_is_optimal(rooms, design.reward)
