@@ -14,6 +14,7 @@ from ..agents.reinforce import Reinforce, ReinforceConfig
 from .harness import Claim, Curve, Effect, Numbers, Settings, kept
 
 ARMS = {"orig": "none", "explob": "explob", "selfrs": "selfrs", "lirpg": "lirpg", "explors": "explors"}
+TITLES = {"orig": "true reward", "explob": "ExploB", "selfrs": "SelfRS", "lirpg": "LIRPG", "explors": "ExploRS"}
 CHAINS: dict[str, dict[str, Any]] = {
     "once": {"terminal_goal": True},
     "distractor": {"terminal_goal": True, "distractor": 0.01},
@@ -95,7 +96,7 @@ CLAIM = Claim(
         )
     ),
     curves=tuple(
-        Curve(f"true return, {world}", "episodes", {arm: f"{world}/{arm}" for arm in ARMS}) for world in WORLDS
+        Curve(f"true return, {world}", "episodes", {TITLES[arm]: f"{world}/{arm}" for arm in ARMS}) for world in WORLDS
     ),
     notes="Discounted returns. *once* ends at the goal, *distractor* too and pays 0.01 on the other side, *loop* pays "
     "at every step, as the authors' program does. The rooms pay 1, discount 0.99, 30 steps. 10,000 episodes, where the "
