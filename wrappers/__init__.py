@@ -13,6 +13,7 @@ from .episodes import Episodes
 from .length_penalty import LengthPenalty
 from .normalize_reward import NormalizeReward
 from .prompt_curriculum import PromptCurriculum, PromptStatistics
+from .prompt_evolution import PromptEvolution
 from .record_trajectories import RecordTrajectories
 from .reward_monitor import RewardMonitor
 from .transform_reward import TransformReward
@@ -26,6 +27,7 @@ __all__ = [
     "LengthPenalty",
     "NormalizeReward",
     "PromptCurriculum",
+    "PromptEvolution",
     "PromptStatistics",
     "RecordTrajectories",
     "RewardMonitor",

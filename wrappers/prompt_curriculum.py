@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .base import EpisodeRule, EpisodeWrapper, VectorEpisodeWrapper, generation_env
 from .episodes import Episodes
+from .prompt_evolution import evolves
 
 
 @dataclass
@@ -135,6 +136,10 @@ class PromptCurriculumRule(EpisodeRule):
             raise ValueError(
                 f"{self._source} draws no prompts from a table (it has no num_prompts): a batch that Gymnasium made of "
                 "single environments is wrapped one by one, gymnasium.make_vec(..., wrappers=[PromptCurriculum])"
+            )
+        if evolves(env):
+            raise ValueError(
+                "PromptEvolution replaces the prompts that a curriculum has statistics of: use one of them"
             )
         self._order = self._ordered(order_by)
         self.statistics = PromptStatistics.empty(self._source.num_prompts)

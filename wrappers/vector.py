@@ -4,6 +4,7 @@ from .designed_reward import VectorDesignedReward as DesignedReward
 from .length_penalty import VectorLengthPenalty as LengthPenalty
 from .normalize_reward import VectorNormalizeReward as NormalizeReward
 from .prompt_curriculum import VectorPromptCurriculum as PromptCurriculum
+from .prompt_evolution import VectorPromptEvolution as PromptEvolution
 from .record_trajectories import VectorRecordTrajectories as RecordTrajectories
 from .reward_monitor import VectorRewardMonitor as RewardMonitor
 from .transform_reward import VectorTransformReward as TransformReward
@@ -13,6 +14,7 @@ __all__ = [
     "LengthPenalty",
     "NormalizeReward",
     "PromptCurriculum",
+    "PromptEvolution",
     "RecordTrajectories",
     "RewardMonitor",
     "TransformReward",

@@ -23,6 +23,7 @@ RUNS = {
         ["--episodes", "32", "--eval-episodes", "4", "--num-steps", "3"],
         ["before", "after", "warmth", "pairs: runs/warm/before-after.png"],
     ),
+    "evolving_prompts": (["--episodes", "128", "--every", "64"], ["2 generations", "after 128 episodes"]),
     "flow_grpo": (
         ["--episodes", "8", "--num-steps", "3", "--rows", "8"],
         ["before", "after", "runs/flow-grpo/after.png"],

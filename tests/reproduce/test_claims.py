@@ -22,7 +22,7 @@ TINY = {
 }  # fmt: skip
 TINY |= {
     "rooms_budget": 1, "rooms_episodes": 64,
-    "rows": 1, "env_steps": 120, "alignment_steps": 40,
+    "rows": 1, "warm_steps": 2, "populations": 2, "env_steps": 120, "alignment_steps": 40,
     "repo": {
         "learning_starts": 60, "steps_per_iteration": 60, "updates_per_iteration": 1, "batch_size": 2,
         "sequence_length": 4, "deterministic_size": 4, "stochastic_size": 2, "hidden_size": 4, "embedding_size": 4,

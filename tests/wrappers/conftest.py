@@ -42,6 +42,8 @@ def picky(completions: list[str], prompts: list[str], **columns: Any) -> list[fl
 
 
 MIXED = (Sentiment() + 0.5 * Repetition()).to_dict()
+SWAP = {"type": "in_breadth", "families": [["cat", "dog"], ["Once", "Twice"], ["She", "He"], ["day", "week"]]}
+EVOLUTION = {"creator": SWAP, "informativeness": "uniform", "every": 4, "share": 0.4, "variants": 1, "seed": 0}
 STACK = ("curriculum", "length", "transform_add", "normalize", "monitor")
 
 
@@ -54,6 +56,7 @@ def cases(folder: Any) -> dict[str, tuple[str, dict[str, Any]]]:
         "normalize": ("NormalizeReward", {"clip": 2.0}),
         "length": ("LengthPenalty", {"per_token": 0.013, "target": 2, "overlong_buffer": 3, "max_length": 8}),
         "curriculum": ("PromptCurriculum", {"strategy": "hardest", "order_by": "level", "order_episodes": 40}),
+        "evolution": ("PromptEvolution", EVOLUTION),
         "record": ("RecordTrajectories", {"folder": str(folder)}),
         "monitor": ("RewardMonitor", {"gold": "repetition", "episodes_per_point": 4, "window": 4}),
     }

@@ -103,8 +103,8 @@ def test_single_is_a_batch_of_one(make, make_one, wrap, policy, play, assert_sam
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_every_autoreset_mode_gives_the_same_episodes(make, make_sync, wrap, play, assert_same, mode, wrapper_name):
-    if wrapper_name in ("curriculum", "stack"):
-        pytest.skip("a curriculum wraps environments that draw prompts, one by one")
+    if wrapper_name in ("curriculum", "evolution", "stack"):
+        pytest.skip("what chooses prompts wraps environments that draw them, one by one")
     native, packed = wrap(make(), wrapper_name), wrap(make_sync(mode, lambda env: env), wrapper_name)
     for seeds in ROUNDS[:2]:
         assert_same(play(packed, seeds, "step"), play(native, seeds, "rollout"))
