@@ -203,7 +203,7 @@ CLAIM = Claim(
             "kl_coef": 0.0,
         },
     },
-    fast={"populations": 4, "evaluation": 120, "episodes": 2560, "looks": 2},
+    fast={"populations": 4, "evaluation": 120, "warm_steps": 60, "episodes": 1280, "looks": 2},
     premises=(
         Effect("one number: fixed prompts leave room: 0.9 above their success", 0.9, "scalar/static/success"),
         Effect("digits: fixed prompts fail on longer ones: 0.5 above their success", 0.5, "digits/static/success"),
