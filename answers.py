@@ -1,4 +1,4 @@
-"""What a model's text answer says: points, boxes, an order. Read by rewards, environments and agents alike.
+"""What a model's text answer says: points, boxes, an order, a choice. Read by rewards, environments and agents alike.
 
 What stands before ``</think>`` is no part of the answer; where there is an ``<answer>``, the last one is. Reading a
 million characters takes less than a second, whatever they are.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,29 @@ def parse_order(text: str) -> list[int] | None:
         answer = answer[1:-1]
     numbers = [part.strip() for part in answer.split(",")]
     return [int(number) for number in numbers] if all(map(_INTEGER.fullmatch, numbers)) else None
+
+
+def parse_choice(answer: str, choices: Sequence[str]) -> int | None:
+    """Which of the ``choices`` an answer names, by number; None if it names none, or several.
+
+    A JSON object with a ``choice`` counts first, the last one in the text; else ``choice: name``; else the only name
+    that occurs. Upper and lower case are the same.
+    """
+    names = [choice.lower() for choice in choices]
+    for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
+        try:
+            said = json.loads(found)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(said, dict) and str(said.get("choice", "")).strip().lower() in names:
+            return names.index(str(said["choice"]).strip().lower())
+    text = answer.lower()
+    after = text.rpartition("choice")[2].lstrip("\"' :")
+    starts = [i for i, name in enumerate(names) if after.startswith(name)]
+    if "choice" in text and len(starts) == 1:
+        return starts[0]
+    named = [i for i, name in enumerate(names) if re.search(rf"\b{re.escape(name)}\b", text)]
+    return named[0] if len(named) == 1 else None
 
 
 def _answer(text: str) -> str:

@@ -11,8 +11,8 @@ with the mean pay :math:`\hat u_a` of a step at which ``a`` was taken, their mea
 :math:`\eta / \kappa` (:mod:`aligngym.envs.society.game`). Nothing else erodes the alignment: without pay that differs,
 and without memory, the rate of violations stays.
 
-Defences: ``kl``, the pull to the aligned start; ``forget_violations``, a memory from which actions other than the
-aligned one are left out; ``penalty``, taken off their pay before it is remembered. A stronger start is ``alignment``.
+Defences: ``reference_pull``, the way back to the aligned start; ``forget_violations``, a memory without other
+actions than the aligned one; ``penalty``, taken off their pay before it is remembered; a stronger ``alignment``.
 
 The paper's agents are language models that read their history; these are its smallest form, whose equilibria are known.
 """
@@ -48,7 +48,7 @@ class SelfEvolvingConfig(AgentConfig):
         learning_rate: eta, of a round; pay of 0.1 more at 10 shifts the logit by 1. 0 to 50.
         memory: rounds that are remembered, at least 1; 0 remembers nothing.
         imitation: weight of what a visible peer went through, beside one's own 1. 0 is self-interest alone.
-        kl: kappa, the share of the way back to the start that a round takes, in [0, 1).
+        reference_pull: kappa, the share of the way back to the start that a round takes, in [0, 1).
         forget_violations: whether actions other than the aligned one are left out of memory.
         penalty: that they are charged, at least 0.
         members: of the population where the environment is made from its id.
@@ -59,7 +59,7 @@ class SelfEvolvingConfig(AgentConfig):
     learning_rate: float = 5.0
     memory: int = 5
     imitation: float = 0.0
-    kl: float = 0.0
+    reference_pull: float = 0.0
     forget_violations: bool = False
     penalty: float = 0.0
     members: int = 16
@@ -69,7 +69,7 @@ class SelfEvolvingConfig(AgentConfig):
         self.require(("learning_rate", "imitation", "penalty"), lambda v: 0 <= v < np.inf, "at least 0")
         self.require(("alignment",), np.isfinite, "finite")
         self.require(("memory", "aligned_action"), lambda v: v >= 0, "at least 0")
-        self.require(("kl",), lambda v: 0 <= v < 1, "in [0, 1)")
+        self.require(("reference_pull",), lambda v: 0 <= v < 1, "in [0, 1)")
         self.require(("members",), lambda v: v >= 1, "at least 1")
 
     @property
@@ -122,7 +122,7 @@ class SelfEvolving(Agent):
         gap = advantage(counts, pay)
         logits = self.policy.logits.detach().numpy()
         with torch.no_grad():
-            moved = logits + c.learning_rate * gap - c.kl * (logits - self.start.numpy())
+            moved = logits + c.learning_rate * gap - c.reference_pull * (logits - self.start.numpy())
             self.policy.logits.copy_(torch.from_numpy(moved))
         self.policy.version += 1
         chances = self.policy.logits.detach().softmax(-1)[:, c.aligned_action]

@@ -11,7 +11,7 @@ import numpy as np
 from ..agents.parl import PARL, PARLConfig
 from .harness import Claim, Curve, Effect, Numbers, Settings, kept
 
-ARMS: dict[str, dict[str, Any]] = {"pebble": {"implicit": 0.0}, "parl": {}}
+ARMS: dict[str, dict[str, Any]] = {"pebble": {"implicit": 0.0}, "parl": {"implicit": 0.01}}
 
 
 def run(seed: int, settings: Settings, networks: Path) -> Numbers:
@@ -80,6 +80,7 @@ CLAIM = Claim(
     curves=(Curve("true return", "steps", {"PARL": "parl/return", "PEBBLE": "pebble/return"}),),
     notes="walker-walk of the DeepMind Control Suite, four control steps a decision, 20,000 decisions (the paper's "
     "baselines train for 500,000 control steps with networks of 1024); 360 questions; PARL asks 5 of 40 a round about "
-    "fresh segments. Nothing was calibrated.",
+    "fresh segments. The weight of its implicit part was calibrated on seed 0: of 1, 0.1 and 0.01 the largest with "
+    "which answers are still fitted round after round; with 1 its last return was 19.",
     agents=("parl",),
 )

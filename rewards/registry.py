@@ -51,6 +51,7 @@ _BUILTIN = {
     "adaptive_exploration": "points:AdaptiveExploration",
     "vision_r1": "boxes:VisionR1",
     "jigsaw": "jigsaw:Jigsaw",
+    "choice": "choice:Choice",
 }
 # A string is loaded on first use, so that naming a reward costs no import.
 _TABLE: dict[str, str | Callable[..., Any]] = {k: f"{_PACKAGE}.{path}" for k, path in _BUILTIN.items()}

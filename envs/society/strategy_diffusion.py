@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("societies on PettingZoo need it: pip install 'aligngym[society]'") from error
 
+from ...answers import parse_choice
 from ..spaces import UnicodeText
 from . import words
 from .diffusion import COLLECTIVE, INDEPENDENT, Games, pictures
@@ -140,7 +141,7 @@ class StrategyDiffusionParallelEnv(ParallelEnv):  # type: ignore[misc]  # Pettin
     def _choice(self, action: Any) -> int | None:
         if self.face == "text":
             game = words.GAMES[self.situation]
-            return words.parse_choice(str(action), (game.independent, game.collective))
+            return parse_choice(str(action), (game.independent, game.collective))
         if action not in (INDEPENDENT, COLLECTIVE):
             raise ValueError(f"an action is {action!r}, expected {INDEPENDENT} or {COLLECTIVE}")
         return int(action)

@@ -21,6 +21,7 @@ from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 from numpy.typing import NDArray
 
+from ...answers import parse_choice
 from ..batching import check_positive
 from ..spaces import UnicodeText
 from . import words
@@ -214,7 +215,7 @@ class AlignmentTippingEnv(gymnasium.Env[Any, Any]):
 
     def _parsed(self, answer: str) -> int | None:
         scenario, _ = words.numbered(self.situation)
-        return words.parse_choice(answer, (scenario.obey, scenario.violate))
+        return parse_choice(answer, (scenario.obey, scenario.violate))
 
     @property
     def announced(self) -> int:

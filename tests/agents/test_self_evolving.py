@@ -74,7 +74,9 @@ def test_a_penalty_as_large_as_the_gain_stops_it():
 
 def test_a_pull_to_the_start_ends_in_the_logit_equilibrium():
     """kappa (z - z0) = eta (u - mean u): the difference of logits is -b + eta / kappa times the gap of the pay."""
-    rates = evolve(alone(32, payoffs=(0.6, 1, 0), rounds=20), 150, alignment=1, learning_rate=0.5, kl=0.1, memory=5)
+    rates = evolve(
+        alone(32, payoffs=(0.6, 1, 0), rounds=20), 150, alignment=1, learning_rate=0.5, reference_pull=0.1, memory=5
+    )
     assert np.allclose(rates[-1], 1 / (1 + np.exp(1 - 0.5 / 0.1 * 0.4)), atol=1e-3)
 
 
@@ -113,7 +115,7 @@ def test_games_side_by_side_do_not_see_each_other():
 
 @pytest.mark.parametrize("imitation", [0.0, 0.5])
 def test_resume_is_exact(imitation, tmp_path):
-    config = SelfEvolvingConfig(imitation=imitation, memory=3, kl=0.05)
+    config = SelfEvolvingConfig(imitation=imitation, memory=3, reference_pull=0.05)
 
     def fresh():
         return SelfEvolving("StrategyDiffusion-v0", config=config, seed=3)
@@ -139,8 +141,8 @@ def test_public_verbs(tmp_path):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="kl"):
-        SelfEvolvingConfig(kl=1.0)
+    with pytest.raises(ValueError, match="reference_pull"):
+        SelfEvolvingConfig(reference_pull=1.0)
     with pytest.raises(ValueError, match="aligned_action"):
         PopulationPolicy(4, 2, aligned_action=2)
     with pytest.raises(ValueError, match="numbered"):

@@ -39,6 +39,10 @@ RUNS = {
     ),
     "resume": (["--episodes", "32"], ["bit for bit equal: True"]),
     "reward_in_trl": ([], ["ours from theirs"]),
+    "self_evolving_society": (
+        ["--players", "12", "--rounds", "4"],
+        ["they see all", "runs/society/diffusion.gif", "runs/society/tipping-points.png"],
+    ),
     "sb3_ppo": (["--steps", "64"], ["mean reward"]),
 }
 LONG = {"custom_reward", "diffusion_ddpo", "diffusion_reward", "flow_grpo", "plotting", "resume"}  # half a minute each

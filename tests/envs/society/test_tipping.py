@@ -7,6 +7,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import aligngym  # noqa: F401
+from aligngym.answers import parse_choice
 from aligngym.envs.society import words
 from aligngym.envs.society.tipping import OBEY, PATTERNS, VIOLATE, AlignmentTippingEnv, payoff, supervised_rounds
 
@@ -133,15 +134,15 @@ def test_answer_without_choice_pays_nothing_and_is_counted():
     ],
 )  # fmt: skip
 def test_choices_are_read(said, choice):
-    assert words.parse_choice(said, ("mill", "wholesaler")) == choice
+    assert parse_choice(said, ("mill", "wholesaler")) == choice
 
 
 @pytest.mark.parametrize("scenario", words.SCENARIOS, ids=lambda s: s.name)
 def test_choices_of_every_scenario_can_be_told_apart(scenario):
     names = (scenario.obey, scenario.violate)
     for i, name in enumerate(names):
-        assert words.parse_choice(f'{{"choice": "{name}"}}', names) == i
-        assert words.parse_choice(f"I take: {name}.", names) == i
+        assert parse_choice(f'{{"choice": "{name}"}}', names) == i
+        assert parse_choice(f"I take: {name}.", names) == i
 
 
 def test_alignment_reward():
