@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from .policies.policy import Policy, RowNoise
+from .policies.lm import LMPolicy
+from .policies.policy import RowNoise
+from .policies.text_player import TextPlayer
 
 IN_DEPTH = (
     "adding one more constraint or requirement to it",
@@ -50,7 +51,7 @@ class PolicyCreator:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: LMPolicy,
         tokenizer: Any,
         templates: Sequence[str] = EVOLUTIONS,
         *,
@@ -59,10 +60,8 @@ class PolicyCreator:
     ) -> None:
         if isinstance(templates, str) or not templates or any("{prompt}" not in t for t in templates):
             raise ValueError(f"templates is {templates!r}, expected texts in a list, each with {{prompt}} in it")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
-        self.policy, self.tokenizer, self.templates = policy, tokenizer, tuple(templates)
-        self.max_new_tokens, self.continued = max_new_tokens, continued
+        self.player = TextPlayer(policy, tokenizer, max_new_tokens=max_new_tokens)
+        self.tokenizer, self.templates, self.continued = tokenizer, tuple(templates), continued
 
     def __deepcopy__(self, memo: Any) -> PolicyCreator:
         return self
@@ -71,28 +70,16 @@ class PolicyCreator:
         """A new prompt, with the columns of the old one; None where the policy says nothing."""
         return self.many([(prompt, columns)], [rng])[0]
 
-    @torch.no_grad()
     def many(self, rows: Sequence[tuple[Any, Mapping[str, Any]]], rngs: Sequence[np.random.Generator]) -> list[Any]:
         """The same of many prompts at once, each with its own generator."""
         texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt, _ in rows]
         asked = [
-            self._encoded(self.templates[rng.integers(len(self.templates))].replace("{prompt}", text))
+            self.templates[rng.integers(len(self.templates))].replace("{prompt}", text)
             for text, rng in zip(texts, rngs, strict=True)
         ]
-        ids = np.zeros((len(asked), max(map(len, asked))), np.int64)
-        mask = np.zeros(ids.shape, np.int8)
-        for row, tokens in enumerate(asked):
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        end = self.tokenizer.eos_token_id
-        episodes = self.policy.generate(
-            {"input_ids": ids, "attention_mask": mask},
-            RowNoise([int(rng.integers(2**62)) for rng in rngs]),
-            max_steps=self.max_new_tokens,
-            terminal_actions=() if end is None else (end,),
-        )
-        actions = [a[m].tolist() for a, m in zip(episodes.actions.cpu(), episodes.mask.cpu(), strict=True)]
+        answers = self.player.tokens(asked, RowNoise([int(rng.integers(2**62)) for rng in rngs]))
         return [
-            self._prompt(prompt, text, answer) for (prompt, _), text, answer in zip(rows, texts, actions, strict=True)
+            self._prompt(prompt, text, answer) for (prompt, _), text, answer in zip(rows, texts, answers, strict=True)
         ]
 
     def _prompt(self, prompt: Any, text: str, answer: list[int]) -> Any:
@@ -104,12 +91,3 @@ class PolicyCreator:
             before = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             new = str(self.tokenizer.decode([*before, *answer], skip_special_tokens=True)).rstrip()
         return new if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": new}]
-
-    def _encoded(self, text: str) -> list[int]:
-        """Token ids of a question to the policy."""
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(self.tokenizer(text)["input_ids"]) or [self.tokenizer.bos_token_id or 0]

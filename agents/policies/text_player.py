@@ -53,6 +53,11 @@ class TextPlayer:
         Returns:
             ``B`` answers, with the prefix and without special tokens.
         """
+        written = self.tokens(prompts, noise, deterministic=deterministic)
+        return [self.prefix + text for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def tokens(self, prompts: Sequence[str], noise: RowNoise, *, deterministic: bool = False) -> list[list[int]]:
+        """The same answers as token ids, without the prefix."""
         ids, mask = self.encoded(prompts)
         eos = self.tokenizer.eos_token_id
         stop = () if eos is None else (eos,)
@@ -61,8 +66,7 @@ class TextPlayer:
                 {"input_ids": ids, "attention_mask": mask}, noise, max_steps=self.max_new_tokens,
                 terminal_actions=stop, deterministic=deterministic,
             )  # fmt: skip
-        written = [row[keep].tolist() for row, keep in zip(played.actions, played.mask, strict=True)]
-        return [self.prefix + text for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return [row[keep].tolist() for row, keep in zip(played.actions.cpu(), played.mask.cpu(), strict=True)]
 
     def choice_probabilities(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
         """How likely each of some answers is against the others, by the mean log-probability of its tokens, ``[B, K]``.
@@ -97,6 +101,7 @@ class TextPlayer:
                 for message in messages
             ]
         rows = self.tokenizer([text + self.prefix for text in texts], add_special_tokens=not self.chat)["input_ids"]
+        rows = [row or [self.tokenizer.bos_token_id or 0] for row in rows]  # nothing was asked
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

@@ -96,7 +96,7 @@ def test_a_creator_follows_its_policy(tiny_env, tiny_policy):
     policy = tiny_policy()
     creator = PolicyCreator(policy, tiny_env(1).unwrapped.tokenizer, ["{prompt}"], max_new_tokens=1)
     env = vector.PromptEvolution(tiny_env(4), creator)
-    assert env.creator.policy is policy
+    assert env.creator.player.policy is policy
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.zero_()  # all tokens are equally likely now
