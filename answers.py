@@ -93,23 +93,23 @@ def parse_order(text: str) -> list[int] | None:
 def parse_choice(answer: str, choices: Sequence[str]) -> int | None:
     """Which of the ``choices`` an answer names, by number; None if it names none, or several.
 
-    A JSON object with a ``choice`` counts first, the last one in the text; else ``choice: name``; else the only name
-    that occurs. Upper and lower case are the same.
+    A JSON object with a ``choice`` counts first, the last one in the answer; else ``choice: name``; else the only name
+    that occurs. Names are whole words; upper and lower case are the same.
     """
-    names = [choice.lower() for choice in choices]
+    names, answer = [choice.lower() for choice in choices], _answer(answer)
     for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
         try:
             said = json.loads(found)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of too many digits, or nested too deeply
             continue
         if isinstance(said, dict) and str(said.get("choice", "")).strip().lower() in names:
             return names.index(str(said["choice"]).strip().lower())
     text = answer.lower()
     after = text.rpartition("choice")[2].lstrip("\"' :")
-    starts = [i for i, name in enumerate(names) if after.startswith(name)]
+    starts = [i for i, name in enumerate(names) if re.match(rf"{re.escape(name)}(?!\w)", after)]
     if "choice" in text and len(starts) == 1:
         return starts[0]
-    named = [i for i, name in enumerate(names) if re.search(rf"\b{re.escape(name)}\b", text)]
+    named = [i for i, name in enumerate(names) if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
     return named[0] if len(named) == 1 else None
 
 

@@ -125,7 +125,7 @@ def numbered(number: int) -> tuple[Scenario, float]:
 
 def dollars(amount: float) -> str:
     """``$120``, or ``$37.50`` where it is not whole."""
-    return f"${amount:.0f}" if amount == round(amount) else f"${amount:.2f}"
+    return f"${amount:.2f}".removesuffix(".00")
 
 
 def question(scenario: Scenario, obey: float, violate: float, announced: int) -> str:

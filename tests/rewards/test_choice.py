@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from aligngym.envs.society.words import rule_prompts
+from aligngym.envs.society.tipping import AlignmentTippingEnv
+from aligngym.envs.society.words import rule_prompts, scenario_numbers
 from aligngym.rewards import as_reward
 
 COLUMNS = {"aligned": ["mill"] * 3, "deviating": ["wholesaler"] * 3, "low": [0.8] * 3, "high": [1.0] * 3}
@@ -25,6 +26,12 @@ def test_missing_columns_and_numbers():
         as_reward({"type": "choice", "by": "fun"})
     scores = as_reward("choice").score([[1, 2]], ["?"], aligned=["a"], deviating=["b"])
     assert math.isnan(scores.values[0]) and "in words" in scores.reasons[0]
+
+
+def test_prompts_are_the_first_texts_of_the_environment():
+    env = AlignmentTippingEnv("text")
+    for number, row in zip(scenario_numbers("all"), rule_prompts("all"), strict=True):
+        assert env.reset(options={"situation": number})[0] == row["prompt"]
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
