@@ -66,10 +66,10 @@ class Games:
             raise ValueError(f"reward is {reward!r}, expected one of {', '.join(REWARDS)}")
         if isinstance(factors, str) and factors not in FACTORS:
             raise ValueError(f"factors is {factors!r}, expected three numbers or one of {', '.join(FACTORS)}")
-        high, normal, low = FACTORS[factors] if isinstance(factors, str) else factors
-        if reward == "log" and not min(high, normal, low) > 0:
-            raise ValueError(f"reward is 'log', but factors {high, normal, low} are not all above 0")
-        self.game = CollectiveGame(players, needed(threshold, players), (high, normal, low), success_pays)
+        numbers: Any = FACTORS[factors] if isinstance(factors, str) else tuple(factors)
+        self.game = CollectiveGame(players, needed(threshold, players), numbers, success_pays)
+        if reward == "log" and not min(numbers) > 0:
+            raise ValueError(f"reward is 'log', but factors {numbers} are not all above 0")
         self.games, self.players, self.agents = games, players, players - colluders
         self.reward, self.rounds, self.window = reward, rounds, window
         self.visible = visible_peers(visibility, players)  # None: everybody
@@ -271,7 +271,8 @@ class StrategyDiffusionVectorEnv(VectorEnv[Any, Any, Any]):
         """Each row's game, a line a round: ``#`` for players that deviated, ``.`` for others."""
         if self.render_mode is None:
             return None
-        return tuple(pictures(self.core)[row // self.core.agents] for row in range(self.num_envs))
+        games = pictures(self.core)
+        return tuple(games[row // self.core.agents] for row in range(self.num_envs))
 
     def get_state(self) -> dict[str, Any]:
         """Everything that the next rounds depend on, of JSON's types."""

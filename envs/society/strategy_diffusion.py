@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 try:
@@ -120,8 +121,11 @@ class StrategyDiffusionParallelEnv(ParallelEnv):  # type: ignore[misc]  # Pettin
             actions: of every agent.
 
         Raises:
+            gymnasium.error.ResetNeeded: when no game is running.
             ValueError: if one is missing or outside of its space.
         """
+        if not self.agents:
+            raise ResetNeeded("no game is running: call reset() before step()")
         if missing := [agent for agent in self.agents if agent not in actions]:
             raise ValueError(f"actions lacks {missing[:4]}: all {len(self.agents)} agents choose at once")
         choices = [self._choice(actions[agent]) for agent in self.agents]

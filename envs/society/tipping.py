@@ -166,9 +166,10 @@ class AlignmentTippingEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         options = dict(options or {})
         drawn = self.situations[int(self.np_random.integers(len(self.situations)))]
-        self.situation = options.pop("situation", drawn)
-        if options or self.situation not in self.situations:
-            raise ValueError(f"options {options or self.situation}: expected none, or a situation in {self.situations}")
+        situation = options.pop("situation", drawn)
+        if options or situation not in self.situations:
+            raise ValueError(f"options {options or situation}: expected none, or a situation in {self.situations}")
+        self.situation = int(situation)
         self.supervised = supervised_rounds(self.supervision, self.rounds, self.np_random)
         self.history, self.over = [], False
         self._begin()
@@ -242,7 +243,7 @@ class AlignmentTippingEnv(gymnasium.Env[Any, Any]):
 
     def _text(self) -> str:
         scenario, _ = words.numbered(self.situation)
-        unit = scenario.base / self.paid[0] if self.paid[0] else scenario.base
+        unit = scenario.base / self.paid[0] if self.paid[0] > 0 else scenario.base
         names, lines = (scenario.obey, scenario.violate), [scenario.role]
         first = max(0, len(self.history) - self.window)
         for i, (choice, supervised, pay) in enumerate(self.history[first:], first + 1):

@@ -128,6 +128,58 @@ def test_visibility_follows_the_graph():
     assert np.allclose(Games(players=4, visibility=directed).peers(choices), [0, 1, 0, 0])
 
 
+def test_peers_are_counted_by_who_is_seen():
+    """Not by who sees: 0 sees the three others, one of whom deviates, and nobody sees 0."""
+    star = np.zeros((4, 4))
+    star[0] = 1
+    assert np.allclose(
+        Games(players=4, visibility=star).peers(np.array([[True, True, False, False]])), [1 / 3, 0, 0, 0]
+    )
+
+
+def test_a_matrix_of_ones_is_complete():
+    ones, complete = (Games(players=3, visibility=visibility) for visibility in (np.ones((3, 3)), "complete"))
+    choices = np.array([[True, False, True]])
+    assert np.array_equal(ones.peers(choices), complete.peers(choices))
+
+
+def test_weights_of_a_graph_do_not_matter():
+    graph = networkx.path_graph(3)
+    graph[0][1]["weight"] = 2.5
+    assert np.allclose(Games(players=3, visibility=graph).peers(np.array([[True, False, False]])), [0, 0.5, 0])
+
+
+@pytest.mark.parametrize("factors", ["code", "notes"])
+@pytest.mark.parametrize("threshold", [1, 9])
+def test_observations_are_in_their_space(factors, threshold):
+    games = Games(players=2, threshold=threshold, factors=factors, rounds=2)
+    games.start(np.arange(1))
+    games.play(np.array([[True, False]]))
+    seen = games.observe()[0]
+    assert all(games.observation_space.contains(row) for row in seen)
+    assert seen[0, 0] == min(1, threshold / 2) and seen[0, 2] == games.game.factors[1]
+
+
+def test_facts_are_of_the_last_round_and_the_own_game():
+    games = Games(2, players=2, threshold=2, rounds=2)
+    games.start(np.arange(2))
+    games.play(np.array([[True, True], [True, False]]))
+    facts = games.facts(0, 0)
+    assert facts == {"violated": True, "success": True, "factor": 1.2} and not games.facts(1, 1)["violated"]
+    games.play(np.array([[False, True], [False, False]]))
+    assert [games.facts(g, 0)["reward/success"] for g in range(2)] == [0.5, 0]
+    assert [games.facts(g, 0)["violated"] for g in range(2)] == [False, False]
+    assert games.facts(0, 1)["reward/violation"] == 1 and games.facts(0, 1)["reward/capital"] == pytest.approx(0.96)
+
+
+def test_state_of_games_has_their_successes():
+    games, other = (Games(players=2, threshold=2, rounds=2) for _ in range(2))
+    games.start(np.arange(1))
+    games.play(np.array([[True, True]]))
+    other.set_state(games.get_state())
+    assert np.array_equal(games.observe(), other.observe()) and other.observe()[0, 0, 5] == 1
+
+
 def test_text_tells_what_peers_did():
     env = strategy_diffusion.parallel_env(players=3, threshold=2, face="text", situation=0, visibility="ring")
     seen, _ = env.reset(seed=0)
@@ -138,6 +190,37 @@ def test_text_tells_what_peers_did():
     assert [info["parsed"] for info in infos.values()] == [True, True, False]
     assert "You chose 'own price'. Others: player 0: 'agreed price'; player 2: 'own price'" in seen["agent_1"]["text"]
     assert "multiplied by 0.8" in seen["agent_0"]["text"] and rewards["agent_0"] == pytest.approx(-0.2)
+
+
+def test_text_keeps_to_its_window_and_asks_nothing_at_the_end():
+    env = strategy_diffusion.parallel_env(players=2, threshold=2, face="text", situation=0, window=1)
+    env.reset(seed=0)
+    texts = [env.step(dict.fromkeys(env.agents, "own price"))[0]["agent_0"]["text"] for _ in range(3)]
+    assert "Round 1. You chose" in texts[0] and "Round 2. " in texts[0]
+    assert "Round 1. " not in texts[1] and "Round 2. You chose" in texts[1] and "Answer" in texts[1]
+    assert "Round 3. You chose" in texts[2] and "Round 4" not in texts[2] and "Answer" not in texts[2]
+
+
+@pytest.mark.parametrize(("success_pays", "others"), [("all", "1.2"), ("colluders", "1")])
+def test_text_says_whom_success_pays(success_pays, others):
+    env = strategy_diffusion.parallel_env(face="text", success_pays=success_pays)
+    said = f"their capital is multiplied by 1.2 and that of the others by {others}. If fewer do, theirs"
+    assert said in env.reset(seed=0)[0]["agent_0"]["text"]
+
+
+def test_seeds_draw_the_situation():
+    env, other = (strategy_diffusion.parallel_env(face="text") for _ in range(2))
+    texts = [[e.reset(seed=seed)[0]["agent_0"]["text"] for seed in range(20)] for e in (env, other)]
+    assert texts[0] == texts[1] and len(set(texts[0])) == len(words.GAMES)
+
+
+def test_state_is_the_last_choices_the_capitals_and_the_time():
+    env = strategy_diffusion.parallel_env(players=2, threshold=2, rounds=4)
+    env.reset()
+    assert env.state().tolist() == [0, 0, 1, 1, 0]
+    for row in ([1, 1], [0, 1]):
+        env.step(dict(zip(env.agents, row, strict=True)))
+    assert env.state() == pytest.approx([0, 1, 1.2, 0.96, 0.5])
 
 
 def test_vector_environment_is_the_parallel_one():
@@ -165,6 +248,9 @@ def test_vector_environment_state_and_masks():
     env, other = (StrategyDiffusionVectorEnv(4, players=2, threshold=2, rounds=3) for _ in range(2))
     with pytest.raises(ResetNeeded):
         env.step(np.zeros(4, int))
+    env.reset(options={"reset_mask": np.array([True, True, False, False])})
+    with pytest.raises(ResetNeeded, match=r"\[1\]"):  # the second game
+        env.step(np.zeros(4, int))
     env.reset()
     env.step(np.array([1, 1, 0, 1]))
     first = np.array([True, True, False, False])
@@ -183,6 +269,7 @@ def test_vector_environment_state_and_masks():
     [
         ({"players": 4, "colluders": 4}, "colluders"), ({"reward": "fun"}, "reward"), ({"factors": "paper"}, "factors"),
         ({"factors": (1.2, 1, 0), "reward": "log"}, "log"), ({"threshold": 0}, "threshold"),
+        ({"factors": (1, 2)}, "factors"),
         ({"threshold": 1.5}, "threshold"), ({"visibility": "star"}, "visibility"), ({"face": "picture"}, "face"),
         ({"visibility": np.zeros((3, 3))}, "visibility"), ({"situation": 9}, "situation"), ({"rounds": 0}, "rounds"),
         ({"render_mode": "human"}, "render_mode"),
@@ -195,6 +282,8 @@ def test_wrong_arguments_are_named(arguments, named):
 
 def test_wrong_actions_are_refused():
     env = strategy_diffusion.parallel_env(players=2)
+    with pytest.raises(ResetNeeded):
+        env.step({"agent_0": 1, "agent_1": 1})
     env.reset()
     with pytest.raises(ValueError, match="agent_1"):
         env.step({"agent_0": 1})

@@ -29,7 +29,7 @@ def test_a_seat_is_a_player_of_the_game():
 
     def others(observations, rng):
         seen.append(observations)
-        return [1, 0, 0]
+        return [0, 0, 1]
 
     env.others = others
     env.reset(seed=0)
@@ -37,9 +37,19 @@ def test_a_seat_is_a_player_of_the_game():
     assert reward == pytest.approx(0.2) and not over and info["success"]
     _, reward, _, over, info = env.step(0)
     assert reward == 0 and over and info["reward/violation"] == 0.5
-    assert seen[1].shape == (3, 15) and seen[1][:, 3].tolist() == [1, 0, 0]
+    assert seen[1].shape == (3, 15) and seen[1][:, 3].tolist() == [0, 0, 1]
     with pytest.raises(ResetNeeded):
         env.step(0)
+
+
+def test_state_of_a_seat_is_restored_exactly():
+    env, other = (StrategyDiffusionSeat(0.5, **{**GAME, "rounds": 12}) for _ in range(2))
+    env.reset(seed=3)
+    env.step(1)
+    other.set_state(env.get_state())
+    for _ in range(11):
+        one, two = env.step(1), other.step(1)
+        assert np.array_equal(one[0], two[0]) and one[1:] == two[1:]
 
 
 @pytest.mark.parametrize(("others", "best"), [(0.05, 0), (0.6, 1)])
