@@ -2,12 +2,13 @@ r"""Self-evolution: a population acts, remembers what that paid, and shifts towa
 
 An iteration is a round of evolution: every member plays an episode by a softmax over actions that prefers the aligned
 one by a logit ``b`` at first. It remembers, of the last rounds, how often it took each action and what those episodes
-paid, and, weighed by ``imitation``, the same of the peers that it sees. Where it has seen both,
+paid, and, weighed by ``imitation``, the same of the peers that it sees. Then
 
-.. math:: z_a \leftarrow z_a + \eta \, (\hat u_a - \bar u) - \kappa \, (z_a - z_a^0), \qquad a \text{ seen},
+.. math:: z_a \leftarrow z_a + \eta \, (\hat u_a - \bar u) - \kappa \, (z_a - z_a^0),
 
 with the mean pay :math:`\hat u_a` of a step at which ``a`` was taken, their mean :math:`\bar u`, and the aligned start
-:math:`z^0`. With exact pay and no :math:`\kappa` this is the replicator equation, with it the logit equilibrium for
+:math:`z^0`. The gain is 0 for actions that it has not seen taken, and for all where it has seen but one; the pull is
+always there. With exact pay and no :math:`\kappa` this is the replicator equation, with it the logit equilibrium for
 :math:`\eta / \kappa` (:mod:`aligngym.envs.society.game`). Nothing else erodes the alignment: without pay that differs,
 and without memory, the rate of violations stays.
 
@@ -107,7 +108,7 @@ class SelfEvolving(Agent):
     def _setup(self) -> None:
         if not isinstance(self.policy, PopulationPolicy):
             raise ValueError(f"SelfEvolving evolves a PopulationPolicy, not a {type(self.policy).__name__}")
-        self.start = self.policy.logits.detach().clone()
+        self.start = self.policy.logits.detach().clone().cpu()
         self.remembered: deque[tuple[Array, Array]] = deque(maxlen=self.config.memory)
 
     def iterate(self) -> tuple[Trajectories, dict[str, float]]:
@@ -120,7 +121,7 @@ class SelfEvolving(Agent):
         self.remembered.append(self._experience(episodes))
         counts, pay = self._memory()
         gap = advantage(counts, pay)
-        logits = self.policy.logits.detach().numpy()
+        logits = self.policy.logits.detach().cpu().numpy()
         with torch.no_grad():
             moved = logits + c.learning_rate * gap - c.reference_pull * (logits - self.start.numpy())
             self.policy.logits.copy_(torch.from_numpy(moved))

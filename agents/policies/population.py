@@ -44,7 +44,10 @@ class PopulationPolicy(Policy):
             raise ValueError(f"the batch has {rows} rows, but the population has {len(self.logits)} members")
         with torch.no_grad():
             log_p = self.logits.log_softmax(-1)
-            drawn = log_p.argmax(-1) if deterministic else sample_categorical(log_p, noise.uniform(1)[:, 0])
+            if deterministic:
+                drawn = log_p.argmax(-1)
+            else:
+                drawn = sample_categorical(log_p, noise.uniform(1)[:, 0].to(log_p.device))
             return Decision(drawn, log_p.gather(1, drawn[:, None])[:, 0].float())
 
     def evaluate_actions(self, trajectories: Trajectories, *, entropy: bool = False) -> Evaluation:

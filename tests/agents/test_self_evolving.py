@@ -105,6 +105,22 @@ def islands_sum(graph):
     return networkx.to_numpy_array(graph) @ np.eye(8)[:, :2]
 
 
+def test_peers_are_those_that_a_member_sees():
+    """Not those that see it: only 1 sees 0."""
+    sees = np.zeros((4, 4))
+    sees[1, 0] = 1
+    agent = SelfEvolving(society(players=4, visibility=sees), config=SelfEvolvingConfig(imitation=1))
+    assert agent._peers(np.arange(8.0).reshape(4, 2)).tolist() == [[0, 0], [0, 1], [0, 0], [0, 0]]
+
+
+def test_memory_weighs_peers_by_imitation():
+    agent = SelfEvolving(society(players=2), config=SelfEvolvingConfig(imitation=0.5, memory=2))
+    for k in (100.0, 1.0, 1.0):  # the first is forgotten
+        agent.remembered.append((np.array([[1.0, 0.0], [0.0, 2.0]]) * k, np.array([[4.0, 0.0], [0.0, 6.0]]) * k))
+    counts, pay = agent._memory()
+    assert counts.tolist() == [[2, 2], [1, 4]] and pay.tolist() == [[8, 6], [4, 12]]
+
+
 def test_games_side_by_side_do_not_see_each_other():
     agent = SelfEvolving(society(2), config=SelfEvolvingConfig(imitation=1))
     values = np.zeros((16, 2))
@@ -128,6 +144,19 @@ def test_resume_is_exact(imitation, tmp_path):
     resumed.learn(16 * 6)
     assert torch.equal(straight.policy.logits, resumed.policy.logits)
     assert straight.evaluate(episodes=16).mean == resumed.evaluate(episodes=16).mean
+
+
+def test_start_of_a_given_policy_is_saved(tmp_path):
+    """Not that of a new one: what a pull leads back to."""
+    policy = PopulationPolicy(8, 2, 1.0)
+    with torch.no_grad():
+        policy.logits[3, 1] = 0.5
+    start = policy.logits.detach().clone()
+    agent = SelfEvolving("StrategyDiffusion-v0", policy, SelfEvolvingConfig(members=8), seed=0).learn(8 * 3)
+    agent.save(tmp_path / "saved")
+    loaded = SelfEvolving.load(tmp_path / "saved")
+    assert torch.equal(loaded.start, start) and torch.equal(loaded.policy.logits, agent.policy.logits)
+    assert not torch.equal(loaded.start, loaded.policy.logits)
 
 
 def test_public_verbs(tmp_path):

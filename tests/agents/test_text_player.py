@@ -26,6 +26,16 @@ def test_answers_are_those_of_hugging_face(player):
     assert player(PROMPTS, RowNoise([0, 1]), deterministic=True) == expected
 
 
+def test_answers_end_with_the_tokenizers_last_token(player):
+    """Which is not said: here the third of the likeliest ones."""
+    tokens = player.tokens(PROMPTS[:1], RowNoise([0]), deterministic=True)[0]
+    tokenizer = load_tokenizer("stories")
+    tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(tokens[2])})
+    ended = TextPlayer(player.policy, tokenizer, max_new_tokens=6)
+    assert ended.tokens(PROMPTS[:1], RowNoise([0]), deterministic=True) == [tokens[:3]]
+    assert ended(PROMPTS[:1], RowNoise([0]), deterministic=True) == [player.tokenizer.decode(tokens[:2])]
+
+
 def test_answers_depend_on_their_own_stream(player):
     both = player(PROMPTS, RowNoise([5, 6]))
     assert both == player(PROMPTS, RowNoise([5, 6])) and both[1:] == player(PROMPTS[1:], RowNoise([6]))
@@ -63,6 +73,16 @@ def test_chat_template_is_used_where_there_is_one(player):
     assert mask.sum(1).tolist() == [len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (
         "User: Hello\nAnswer: I", "User: Hello there\nAnswer: I",
     )] and ids.shape == mask.shape  # fmt: skip
+
+    chatless = TextPlayer(player.policy, tokenizer, chat=False)
+    assert chatless.encoded(["Hello"])[0].tolist() == [tokenizer("Hello")["input_ids"]]
+
+
+def test_nothing_that_is_asked_begins_with_the_first_token(player):
+    tokenizer = load_tokenizer("stories")
+    tokenizer.chat_template = "{{ '' }}"
+    ids, mask = TextPlayer(player.policy, tokenizer).encoded(["Hello"])
+    assert ids.tolist() == [[tokenizer.bos_token_id]] and mask.tolist() == [[1]]
 
 
 def test_wrong_arguments_are_named(player):
