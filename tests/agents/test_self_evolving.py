@@ -1,5 +1,7 @@
 """Populations that evolve: known fixed points, what erodes alignment and what does not, exact resume."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import networkx
 import numpy as np
@@ -34,6 +36,33 @@ def test_advantage_is_the_difference_of_mean_pay_where_both_actions_were_taken()
     counts = np.array([[2.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
     pay = np.array([[1.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
     assert np.allclose(advantage(counts, pay), [[-0.25, 0.25], [0, 0], [0, 0]])
+    assert np.allclose(advantage(np.array([[1.0, 2.0, 0.0]]), np.array([[1.0, 6.0, 0.0]])), [[-1, 1, 0]])  # one unseen
+
+
+def test_experience_is_of_valid_episodes_by_member():
+    """An episode whose reward failed is not remembered, the others are."""
+    agent = SelfEvolving(alone(4, payoffs="code"), config=SelfEvolvingConfig(alignment=0, penalty=0.25), seed=0)
+    episodes, _ = agent.iterate()
+    counts, pay = agent.remembered[0]
+    broken = (episodes.actions == 1).sum(1).numpy()
+    assert np.array_equal(counts, np.stack([6 - broken, broken], 1)) and 0 < broken.sum() < 24
+    assert np.allclose(pay, counts * [0.6, 0.75]) and agent.policy.version == 1
+    failed = replace(episodes, valid=torch.tensor([True, False, True, True]))
+    counts[1] = 0
+    assert np.array_equal(agent._experience(failed)[0], counts)
+
+
+def test_population_scores_what_it_did():
+    """Log-probabilities are those of acting, the entropy is that of the members, padding is 0."""
+    agent = SelfEvolving(alone(4), config=SelfEvolvingConfig(alignment=1, learning_rate=0), seed=0)
+    episodes, _ = agent.iterate()
+    mask = episodes.mask.clone()
+    mask[0, 2:] = False
+    found = agent.policy.evaluate_actions(replace(episodes, mask=mask))
+    p = 1 / (1 + np.e)
+    entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    assert torch.equal(found.log_probs, episodes.log_probs.masked_fill(~mask, 0))
+    assert np.allclose(found.entropy.detach(), entropy * mask.numpy(), atol=1e-6)
 
 
 def test_violations_rise_and_sooner_the_more_they_pay():
@@ -162,6 +191,8 @@ def test_start_of_a_given_policy_is_saved(tmp_path):
 def test_public_verbs(tmp_path):
     env = alone(8)
     agent = SelfEvolving(env, config=SelfEvolvingConfig(alignment=50.0))
+    likeliest = PopulationPolicy(500, 2, 0.1).act(np.zeros(500), RowNoise(range(500)), deterministic=True)
+    assert not likeliest.actions.any()
     actions, _ = agent.predict(np.zeros(8, np.int64))
     assert actions.tolist() == [0] * 8
     assert agent.evaluate(episodes=8).terms["violation"] == 0
