@@ -69,6 +69,10 @@ def test_replicator_is_its_differential_equation_where_steps_are_small():
     assert slope == pytest.approx(q * (1 - q) * float(game.gain(q)), rel=1e-3)
 
 
+def test_replicator_follows_a_gain_that_changes_on_the_way():
+    assert replicator(lambda q: 0.5 - q, 0.1, 1.0, 200)[-1] == pytest.approx(0.5, abs=1e-6)
+
+
 def test_alignment_delays_and_does_not_prevent_tipping():
     """A more aligned start takes longer from above the tipping point; logit equilibria move with the alignment."""
     game = CollectiveGame(8, 2, success_pays="colluders")
