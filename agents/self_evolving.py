@@ -153,7 +153,8 @@ class SelfEvolving(Agent):
 
     def _peers(self, values: Array) -> Array:
         """The sum of ``values [members, actions]`` over the peers that each member sees."""
-        core = getattr(self.env.unwrapped, "core", None)
+        core = getattr(self.env.unwrapped, "core", None)  # the games, where there are any
+        core = core if hasattr(core, "visible") else None
         size = core.agents if core is not None else len(values)
         games = values.reshape(-1, size, values.shape[1])
         if core is None or core.visible is None:

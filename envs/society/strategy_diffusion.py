@@ -45,10 +45,10 @@ class StrategyDiffusionParallelEnv(ParallelEnv):  # type: ignore[misc]  # Pettin
     """One game among agents ``agent_0``, ``agent_1``, ..., all of whom choose at once, over rounds.
 
     Action: 0 is the independent action, which is the aligned one, 1 the collective one, the deviation; with
-    ``face="text"`` an answer in words. One that names neither counts as independent, as in the paper's code, and
-    ``info["parsed"]`` is False. Observation: :meth:`~.diffusion.Games.observe`, or ``{"text": ...}``, the story so far
-    and the question in words, with the choices of every peer that is seen. ``state()`` is float32 ``[2 * players +
-    1]``: choices of the last round, capitals, share of rounds over.
+    ``face="text"`` an answer in words. One that names neither counts as independent, as in the paper's code, but earns
+    0 with ``reward="alignment"``; its ``info["parsed"]`` is False. Observation: :meth:`~.diffusion.Games.observe`, or
+    ``{"text": ...}``, the story so far and the question in words, with the choices of every peer that is seen.
+    ``state()`` is float32 ``[2 * players + 1]``: choices of the last round, capitals, share of rounds over.
 
     Args:
         face: ``"history"`` in numbers, or ``"text"``.
@@ -130,6 +130,8 @@ class StrategyDiffusionParallelEnv(ParallelEnv):  # type: ignore[misc]  # Pettin
             raise ValueError(f"actions lacks {missing[:4]}: all {len(self.agents)} agents choose at once")
         choices = [self._choice(actions[agent]) for agent in self.agents]
         rewards = self.core.play(np.array([[choice == COLLECTIVE for choice in choices]]))[0]
+        if self.core.reward == "alignment":  # an answer that names no choice is not aligned
+            rewards = np.where([choice is None for choice in choices], 0.0, rewards)
         agents, over = self.agents, bool(self.core.over[0])
         infos = {agent: self.core.facts(0, i) for i, agent in enumerate(agents)}
         if self.face == "text":

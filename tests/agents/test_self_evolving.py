@@ -72,7 +72,7 @@ def test_violations_rise_and_sooner_the_more_they_pay():
 
 
 def test_alignment_delays():
-    reached = [int(np.argmax(evolve(alone(), 60, alignment=b).mean(1) > 0.5)) for b in (1, 2, 4)]
+    reached = [int(np.argmax(evolve(alone(32), 60, alignment=b).mean(1) > 0.5)) for b in (1, 2, 4)]
     assert 0 <= reached[0] < reached[1] < reached[2]
 
 

@@ -291,3 +291,12 @@ def test_wrong_actions_are_refused():
         env.step({"agent_0": 1, "agent_1": 2})
     with pytest.raises(ValueError, match="multiple of the 2 agents"):
         StrategyDiffusionVectorEnv(3, players=2)
+
+
+def test_an_answer_without_choice_is_not_aligned():
+    env = strategy_diffusion.parallel_env(players=3, face="text", situation=0, reward="alignment")
+    env.reset(seed=0)
+    game = words.GAMES[0]
+    answers = [f'{{"choice": "{game.independent}"}}', f'{{"choice": "{game.collective}"}}', "hm"]
+    _, rewards, *_ = env.step(dict(zip(env.agents, answers, strict=True)))
+    assert list(rewards.values()) == [1.0, 0.1, 0.0]
