@@ -48,7 +48,8 @@ class PARLConfig(PEBBLEConfig):
     """Options of PARL, beside PEBBLE's.
 
     Attributes:
-        implicit: weight of the implicit part, lambda. 0 is PEBBLE; 0.1 to 1.
+        implicit: weight of the implicit part, lambda. 0 is PEBBLE, 1 the formula's. Watch ``preferences/implicit``:
+            where the term outgrows the answers, rewards no longer fit them (docs/parl.md).
         variant: the learner's steps that are unrolled: of a policy gradient, or one of the critics.
         fresh_queries: questions of a round that are about fresh segments of the present policy, at least 2 and fewer
             than ``queries_per_round``. They take ``2 * fresh_queries * segment_length`` steps or a few more.
