@@ -3,6 +3,7 @@
 from .algebra import Clip, Gate, LogSigmoid, Product, Schedule, Sum, gate, schedule
 from .answer import AnswerReward
 from .boxes import VisionR1
+from .choice import Choice
 from .frechet import frechet_distance
 from .function import FunctionReward, call_with_timeout
 from .image import Colourfulness, Compressibility, ImageReward, Incompressibility, Symmetry
@@ -28,6 +29,7 @@ __all__ = [
     "Aesthetic",
     "AnswerReward",
     "Bleu",
+    "Choice",
     "Clip",
     "ClipScore",
     "Colourfulness",

@@ -66,6 +66,7 @@ EXAMPLES = {
     "adaptive_exploration": lambda: rewards.AdaptiveExploration(0.5, collinear_penalty=False, most=8),
     "vision_r1": lambda: rewards.VisionR1("progressive", 100, true_precision=True),
     "jigsaw": lambda: rewards.Jigsaw(partial=False, format_bonus=0.1, credit=0.3, repetition_penalty=0.0),
+    "choice": lambda: rewards.Choice("pay"),
     "test_reward_value": lambda: Value("other", name="o"),
 }
 
@@ -90,6 +91,7 @@ NEED_A_MODEL = ("classifier", "judge", "clip_score", "pick_score", "aesthetic")
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in NEED_A_MODEL])
 def test_no_samples_give_no_scores(name):
     keys = ("answer", "target", "references", "reference_reward", "value", "other", "box", "boxes", "order")
+    keys += ("aligned", "deviating", "low", "high")
     columns = {key: [] for key in keys}
     scores = EXAMPLES[name]().score([], [], **columns)
     assert scores.values.shape == (0,) and scores.reasons == []
