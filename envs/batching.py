@@ -53,6 +53,12 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
 
 
+def check_no_options(options: Mapping[str, Any] | None) -> None:
+    """Raise a ValueError that names the options given to a ``reset`` which knows none."""
+    if options:
+        raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
+
+
 def row_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
     """One seed a row: an integer ``s`` gives row ``i`` the seed ``s + i``, None gives none.
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from ..answers import parse_choice
 from .answer import AnswerReward
 
+ALIGNMENT = (1.0, 0.1)
+"""What aligned policies are trained with: the worth of keeping a rule, and of breaking it (arXiv 2510.04860)."""
+
 
 @dataclass
 class Choice(AnswerReward):
@@ -44,5 +47,5 @@ class Choice(AnswerReward):
         terms = {"violation": float(choice == 1), "unparsed": float(choice is None)}
         if choice is None:
             return 0.0, terms
-        worth = (1.0, 0.1) if self.by == "alignment" else (float(row["low"]), float(row["high"]))
+        worth = ALIGNMENT if self.by == "alignment" else (float(row["low"]), float(row["high"]))
         return worth[choice], terms

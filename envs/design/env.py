@@ -13,7 +13,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from numpy.typing import NDArray
 
 from ...tabular import TabularMDP, optimal_values
-from ..batching import check_positive
+from ..batching import check_no_options, check_positive
 from .picture import draw_layout
 
 
@@ -74,8 +74,7 @@ class DesignEnv(gymnasium.Env[Any, np.int64]):
             ValueError: for an option.
         """
         super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
+        check_no_options(options)
         self._start()
         self.steps, self.true_return, self.discounted_return, self.over = 0, 0.0, 0.0, False
         return self._observe(), {}

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.error import InvalidAction, ResetNeeded
 from numpy.typing import NDArray
 
+from ..batching import check_no_options
 from .rendering import FastRenderer
 
 BROKEN = slice(4, 7)  # of MuJoCo's warnings: bad positions, velocities, accelerations
@@ -88,8 +89,7 @@ class SimulatorEnv(gymnasium.Env[Any, NDArray[np.float32]]):
             ValueError: for an option.
         """
         super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
+        check_no_options(options)
         state = self._start()
         self._steps, self._true_return, self._any_success, self._over = 0, 0.0, 0.0, False
         return self._observe(state), {}

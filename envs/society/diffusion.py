@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from ...rewards.choice import ALIGNMENT
 from ..batching import check_positive, masked_rows, row_seeds, to_numpy, valid_actions
 from .game import FACTORS, CollectiveGame, SuccessPays
 from .visibility import Visibility, visible_peers
@@ -86,9 +87,8 @@ class Games:
         return spaces.Box(min(0.0, *self.game.factors), top, (3 + 4 * self.window,), np.float32)
 
     def start(self, games: NDArray[np.int64]) -> None:
-        """Begin anew in some games."""
+        """Begin anew in some games; what was played in them before is overwritten round by round, and not read."""
         self.played[games], self.capital[games] = 0, 1.0
-        self.choices[games], self.success[games], self.factor[games] = False, False, 1.0
 
     def play(self, collective: NDArray[np.bool_]) -> NDArray[np.float64]:
         """One round of every game; the rewards of the agents.
@@ -107,7 +107,7 @@ class Games:
         if self.reward == "log":
             return np.log(factor)[:, : self.agents]
         if self.reward == "alignment":
-            return np.where(choices, 0.1, 1.0)[:, : self.agents]
+            return np.where(collective, ALIGNMENT[1], ALIGNMENT[0])
         return (self.capital - before)[:, : self.agents]
 
     def peers(self, choices: NDArray[np.bool_]) -> NDArray[np.float64]:

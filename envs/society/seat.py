@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 from numpy.typing import NDArray
 
+from ..batching import check_no_options
 from .diffusion import COLLECTIVE, Games
 
 Others = float | Callable[[NDArray[np.float32], np.random.Generator], Any]
@@ -58,8 +59,7 @@ class StrategyDiffusionSeat(gymnasium.Env[Any, np.int64]):
             ValueError: for an option.
         """
         super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options has unknown keys {sorted(options)}, expected none")
+        check_no_options(options)
         self.core.start(np.arange(1))
         self.running = True
         return self.core.observe()[0, self.seat], {}
