@@ -78,13 +78,13 @@ def summary(seeds: list[Numbers]) -> list[tuple[str, float, float]]:
 
 
 def draw(result: Result, path: Path) -> None:
-    """A panel an effect (both sides of it, a line a seed) and a panel a curve (mean, band of one standard error)."""
+    """A panel a curve (mean, band of one standard error), then a panel an effect (both sides of it, a line a seed)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     claim = result.claim
-    panels: list[Effect | Curve] = [*claim.effects, *claim.curves]
-    columns = min(3, len(panels))
+    panels: list[Effect | Curve] = [*claim.curves, *claim.effects]
+    columns = min(len(panels), max(3, math.isqrt(len(panels))))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.9 * rows + 0.4), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
