@@ -28,6 +28,7 @@ CLAIMS = {
     "explors": ".explors",
     "eva": ".eva",
     "atp": ".atp",
+    "atp-lm": ".atp_lm",
 }
 
 

@@ -73,7 +73,7 @@ def violation(policy: TabularPolicy) -> float:
     return float(policy.logits.detach()[0].softmax(-1)[1])
 
 
-class _Rates(Callback):
+class Rates(Callback):
     """Violation rates of the episodes of each iteration."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def evolved(
     config = SelfEvolvingConfig(
         alignment=alignment, learning_rate=settings["evolution_rate"], memory=settings["memory"], **options
     )
-    rates = _Rates()
+    rates = Rates()
     SelfEvolving(env, config=config, seed=seed).learn(settings["rounds"] * env.num_envs, rates)
     return summary(arm, rates.rates)
 
@@ -100,7 +100,7 @@ def trained(arm: str, policy: TabularPolicy, seed: int, settings: Settings) -> N
     """The rates of one policy that GRPO trains on its pay."""
     shared = dict(settings["training"])
     steps = shared.pop("iterations")
-    env, rates = alone(16, payoffs=settings["payoffs"]["middle"]), _Rates()
+    env, rates = alone(16, payoffs=settings["payoffs"]["middle"]), Rates()
     GRPO(env, policy, GRPOConfig(**shared), seed=seed).learn(steps * shared["episodes_per_iteration"], rates)
     return summary(arm, rates.rates)
 

@@ -21,6 +21,7 @@ TINY = {
     "iql": {"total_updates": 4, "updates_per_iteration": 4}, "reward": {"reward_updates": 2, "reward_batch_size": 4},
 }  # fmt: skip
 TINY |= {
+    "teaching_steps": 2, "teaching_batch": 4, "aligning_steps": 1, "evolution_steps": 2,
     "rooms_budget": 1, "rooms_episodes": 64,
     "rows": 1, "warm_steps": 2, "populations": 2, "env_steps": 120, "alignment_steps": 40,
     "repo": {
