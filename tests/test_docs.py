@@ -19,6 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
 CODE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 LONG = {"cli.md"}  # its code is a whole training run; tests/examples runs the same, tiny
+SLOW = {"gui-browser.md", "pearl.md"}  # seconds of browsers and simulators, of which other tests have theirs
 
 
 def text_of(name):
@@ -29,7 +30,14 @@ def missing(names, page):
     return sorted(name for name in names if f"`{name}`" not in text_of(page))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in LONG and CODE.search(text_of(n))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n
+        for n in NAMES
+        if n not in LONG and CODE.search(text_of(n))
+    ],
+)
 def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
     """The blocks of a page, in order, as one program in an empty folder; what it registers is forgotten again."""
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))

@@ -226,6 +226,7 @@ def leftmost(completions, **columns):
     return [1 - float(points[0, 0]) - 0.1 * len(points) for points in completions]
 
 
+@pytest.mark.slow
 def test_grpo_learns_and_the_opposite_reward_does_not() -> None:
     def share(reward):
         env = make_env(32, reward=reward)

@@ -76,6 +76,7 @@ def test_values_of_every_state(name):
     assert points().state_values(play(points(), 2)) is None and not points().has_critic
 
 
+@pytest.mark.slow
 def test_half_precision_agrees_to_rounding():
     exact, quick = (embed("emoji-flow", autocast=a, num_steps=2) for a in (False, True))
     episodes = play(exact, 4)

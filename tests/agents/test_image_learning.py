@@ -108,14 +108,17 @@ def test_only_steps_with_noise_are_read():
 @pytest.mark.parametrize(
     ("name", "options", "policy"),
     [
-        ("emoji-flow", {"ratio": "guard", "step_weights": "inverse_step"}, {}),
+        pytest.param("emoji-flow", {"ratio": "guard", "step_weights": "inverse_step"}, {}, marks=pytest.mark.slow),
         ("emoji-flow", {"ratio": "guard", "step_weights": "noise", "clip_low": 1e-4}, {"log_prob": "mean"}),
         ("emoji-flow", {"kl_coef": 1e-3, "kl_estimator": "exact", "reference": "initial"}, {"sampler": "dance_sde"}),
-        ("emoji-flow", {"advantage": "batch_zscore", "advantage_clip": 5.0}, {"sampler": "cps", "guidance": 2.0}),
+        pytest.param(
+            "emoji-flow", {"advantage": "batch_zscore", "advantage_clip": 5.0}, {"sampler": "cps", "guidance": 2.0},
+            marks=pytest.mark.slow,
+        ),
         ("emoji-diffusion", {"step_weights": "noise", "clip_form": "clamp"}, {"log_prob": "mean"}),
         pytest.param("emoji-diffusion", {"old_log_probs": "recomputed"}, {"autocast": True}, marks=pytest.mark.slow),
     ],
-)
+)  # fmt: skip
 def test_options_of_denoising_train(name, options, policy):
     agent = make(name, steps=2, policy=policy, decisions_per_update=1, epochs=2, minibatch_size=4, **options)
     before = {k: v.clone() for k, v in agent.policy.state_dict().items()}

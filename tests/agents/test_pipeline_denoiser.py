@@ -378,7 +378,7 @@ def example(model, **changes):
     return code
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize("name", [pytest.param("sd", marks=pytest.mark.slow), "sd3"])
 def test_the_example_of_the_documentation_trains_and_resumes(folder, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     changes = {"torch.bfloat16": "torch.float32"} | ({"DiffusionAlign": "FlowAlign"} if name == "sd3" else {})

@@ -305,6 +305,7 @@ def test_an_update_changes_every_parameter_and_begins_at_ratio_one(make):
     assert not [n for n, p in policy.named_parameters() if torch.equal(p, before[n])]
 
 
+@pytest.mark.slow
 def test_it_learns_to_click_where_it_sees_the_bright_half(make):
     """Blind, no policy is above 0.5."""
     agent = grpo(clicker(make), learning_rate=3e-3, episodes_per_iteration=64, group_size=8)

@@ -220,6 +220,7 @@ class Clicker(Policy):
         return Decision(points, normal.log_prob(points).sum((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*The reward is a NaN value")
 def test_agents_play_it_and_lost_episodes_are_marked(folder) -> None:
     tasks = (["hang.html"], ["go.html"])

@@ -233,6 +233,7 @@ def test_check_env_finds_nothing(clicks_only: bool) -> None:
     env.close()
 
 
+@pytest.mark.slow
 def test_the_clicker_acts_here_and_agents_train_it_on_single_clicks(folder) -> None:
     rows = [lambda: gym.make("GUIBrowser-v0", pages=folder, tasks=["go.html"], clicks_only=True, max_steps=1)] * 2
     env = SyncVectorEnv(rows, autoreset_mode=AutoresetMode.SAME_STEP)

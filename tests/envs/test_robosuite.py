@@ -56,7 +56,7 @@ def lift(env, seed: int, steps: int = 60) -> dict:
         pytest.param(
             {"task": "Square", "reward": "none", "max_steps": 3, "terminate_on_success": True}, marks=pytest.mark.slow
         ),
-        {"observation": "pixels", "render_mode": "rgb_array", "task": "Can"},
+        pytest.param({"observation": "pixels", "render_mode": "rgb_array", "task": "Can"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -219,7 +219,7 @@ def test_bad_arguments_are_named(made) -> None:
             env.step(action)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [pytest.param(t, marks=pytest.mark.slow) if t == "Lift" else t for t in TASKS])
 def test_pixels_show_what_robosuite_draws(task: str) -> None:
     """robosuite smooths edges and has reflections; where both are flat, the pictures agree."""
     env = RobosuiteAlignEnv(task=task, observation="pixels", render_mode="rgb_array", render_size=128)

@@ -45,7 +45,10 @@ RUNS = {
     ),
     "sb3_ppo": (["--steps", "64"], ["mean reward"]),
 }
-LONG = {"custom_reward", "diffusion_ddpo", "diffusion_reward", "flow_grpo", "plotting", "resume"}  # half a minute each
+LONG = {  # a quarter to half a minute each
+    "composed_wrappers", "custom_reward", "diffusion_ddpo", "diffusion_reward", "evolving_prompts", "flow_grpo",
+    "plotting", "resume", "sb3_ppo",
+}  # fmt: skip
 
 
 def test_every_example_is_run():
