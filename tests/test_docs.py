@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
 CODE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 LONG = {"cli.md"}  # its code is a whole training run; tests/examples runs the same, tiny
-SLOW = {"gui-browser.md", "pearl.md"}  # seconds of browsers and simulators, of which other tests have theirs
+SLOW = {"gui-browser.md", "pearl.md", "robot.md"}  # seconds of browsers and simulators, which have tests of their own
 
 
 def text_of(name):

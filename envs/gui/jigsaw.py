@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...rewards.jigsaw import inverse_permutation
 from ..batching import Flags, Rows, check_positive, row_indices
 from ..generation import EpisodeScores, GenerationEnv, GenerationVectorEnv
 from .drawing import draw_puzzle
-from .puzzles import load_puzzles
+from .puzzles import EMBEDDED, Puzzles, load_puzzles
 
 if TYPE_CHECKING:
     from ...rewards import Reward
@@ -102,8 +103,10 @@ class VisualJigsawVectorEnv(GenerationVectorEnv):
         )  # fmt: skip
         if not min_difference >= 0:
             raise ValueError(f"min_difference is {min_difference!r}, expected a number of at least 0")
-        puzzles = load_puzzles(source, split, rows=rows, columns=columns, frames=frames, height=height, width=width)
-        self.puzzles = puzzles.distinct(min_difference) if min_difference else puzzles
+        load = _embedded if isinstance(source, str) and source in EMBEDDED else _puzzles
+        self.puzzles = puzzles = load(
+            source, split, min_difference, rows=rows, columns=columns, frames=frames, height=height, width=width
+        )
         self.reward, self.num_prompts, self.num_pieces = as_reward(reward), len(self.puzzles), puzzles.count
         count, shape = puzzles.count, (puzzles.count, *puzzles.piece, 3)
         super().__init__(
@@ -184,6 +187,14 @@ class VisualJigsawVectorEnv(GenerationVectorEnv):
         self._index[:], self._shown[:], self._answers[:] = state["index"], state["shown"], state["answers"]
         self._show(np.arange(self.num_envs))
         self.reward.set_state(state["reward"])
+
+
+def _puzzles(source: Any, split: str, min_difference: float, **sizes: int | None) -> Puzzles:
+    puzzles = load_puzzles(source, split, **sizes)  # type: ignore[arg-type]
+    return puzzles.distinct(min_difference) if min_difference else puzzles
+
+
+_embedded = lru_cache(maxsize=8)(_puzzles)  # what is embedded stays as it is, and to decode all of it takes seconds
 
 
 class VisualJigsawEnv(GenerationEnv):

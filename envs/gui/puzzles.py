@@ -14,6 +14,7 @@ from .screens import HEIGHT, WIDTH, Screens, load_screens
 
 Images = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+EMBEDDED = ("screens", "video")  # sources of the embedded screenshots
 PIECE = 16  # sides of pieces are multiples of this many pixels
 
 
@@ -145,7 +146,7 @@ def load_puzzles(
 
 
 def _pictures(source: Any, split: str) -> tuple[Screens | list[Path] | list[Images], str]:
-    if isinstance(source, str) and source in ("screens", "video"):
+    if isinstance(source, str) and source in EMBEDDED:
         screens = load_screens(split=split)
         return screens, f"the embedded screenshots ({split})"
     if isinstance(source, str | Path):

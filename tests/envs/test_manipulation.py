@@ -264,7 +264,7 @@ def test_the_goals_mark_is_where_the_goal_is_unless_it_is_hidden() -> None:
         ManipulationAlignEnv(render_mode="rgb_array").render()
 
 
-@pytest.mark.parametrize("algorithm", ["SAC", "PPO"])
+@pytest.mark.parametrize("algorithm", [pytest.param("SAC", marks=pytest.mark.slow), "PPO"])
 def test_stable_baselines_learns_on_it(algorithm: str) -> None:
     check_learner(algorithm, gym.make(NAME, task="reach", max_steps=50))
 
