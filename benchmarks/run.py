@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     failed = [
         name
-        for name in ("environment", "rollout", "grpo_vs_trl")
+        for name in ("environment", "rollout", "grpo_vs_trl", "society")
         if subprocess.run([sys.executable, HERE / f"{name}.py", *sys.argv[1:]], check=False).returncode
     ]
     if failed:
