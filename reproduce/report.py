@@ -108,7 +108,8 @@ def _effect(axis: Axes, effect: Effect, seeds: list[Numbers]) -> None:
     means = [float(np.nanmean(e)) if np.isfinite(e).any() else math.nan for e in ends]
     axis.plot([0, 1], means, color=COLORS[0], marker="o")
     axis.set_xlim(-0.4, 1.4)
-    axis.set_xticks([0, 1], [e if isinstance(e, str) else f"{e:g}" for e in (effect.low, effect.high)])
+    names = [e if isinstance(e, str) else f"{e:g}" for e in (effect.low, effect.high)]
+    axis.set_xticks([0, 1], ["/\n".join(name.rsplit("/", 1)) for name in names])
     axis.set_title(_wrapped(effect.text), fontsize=8)
 
 
