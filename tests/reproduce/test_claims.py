@@ -38,7 +38,10 @@ EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
 
 def tiny(settings):
     """Settings with the budgets of TINY, and small iterations."""
-    small = {k: TINY.get(k, v) for k, v in settings.items()}
+    small = {
+        k: TINY[k] if k in TINY and isinstance(TINY[k], dict) == isinstance(v, dict) else v  # some share a name only
+        for k, v in settings.items()
+    }
     for name, value in small.items():
         if isinstance(value, dict) and "learning_rate" in value:  # of an agent
             group = {"group_size": 4} if "group_size" in value else {}
