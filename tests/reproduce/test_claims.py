@@ -30,7 +30,7 @@ TINY |= {
         "conv_depth": 2, "horizon": 3,
     },
     "repo_alignment": {
-        "learning_starts": 20, "steps_per_iteration": 40, "updates_per_iteration": 1, "batch_size": 4, "pairs": 20,
+        "learning_starts": 20, "steps_per_iteration": 40, "updates_per_iteration": 1, "batch_size": 4, "num_pairs": 20,
     },
 }  # fmt: skip
 EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
@@ -38,10 +38,8 @@ EPISODES = {"episodes_per_iteration": 32, "minibatch_size": 16}
 
 def tiny(settings):
     """Settings with the budgets of TINY, and small iterations."""
-    small = {
-        k: TINY[k] if k in TINY and isinstance(TINY[k], dict) == isinstance(v, dict) else v  # some share a name only
-        for k, v in settings.items()
-    }
+    small = {k: TINY.get(k, v) for k, v in settings.items()}
+    small |= {k: v for k, v in settings.items() if isinstance(small[k], dict) and not isinstance(v, dict)}  # a namesake
     for name, value in small.items():
         if isinstance(value, dict) and "learning_rate" in value:  # of an agent
             group = {"group_size": 4} if "group_size" in value else {}
