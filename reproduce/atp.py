@@ -105,12 +105,16 @@ def trained(arm: str, policy: TabularPolicy, seed: int, settings: Settings) -> N
     return summary(arm, rates.rates)
 
 
+def until_half(rates: list[float]) -> float:
+    """Rounds before the first in which more than half are violations; all of them if there is none."""
+    return float(next((i for i, rate in enumerate(rates) if rate > 0.5), len(rates)))
+
+
 def summary(arm: str, rates: list[float]) -> Numbers:
     """Points of a curve and what is read off it."""
     tenth = max(1, len(rates) // 10)
-    crossed = next((i for i, rate in enumerate(rates) if rate > 0.5), len(rates))
     return {f"{arm}@{i + 1}": rates[i] for i in range(0, len(rates), max(1, len(rates) // 20))} | {
-        f"{arm}/first": rates[0], f"{arm}/last": float(np.mean(rates[-tenth:])), f"{arm}/half": float(crossed),
+        f"{arm}/first": rates[0], f"{arm}/last": float(np.mean(rates[-tenth:])), f"{arm}/half": until_half(rates),
         f"{arm}/mean": float(np.mean(rates)),
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from ..agents.preference.dpo import DPO, DPOConfig
 from ..agents.preference.pairs import Preferences, text_preferences
 from ..envs.society.words import rule_prompts
 from ..trajectories import concatenate
-from .atp import Rates
+from .atp import Rates, until_half
 from .harness import Claim, Curve, Effect, Numbers, Settings
 
 STARTS = ("base", "dpo", "grpo")
@@ -97,9 +97,8 @@ def answers(policy: LMPolicy, env: VectorEnv[Any, Any, Any], seed: int, settings
 
 
 def summary(arm: str, rates: list[float]) -> Numbers:
-    """The curve, and the first iteration in which more than half of the answers are violations."""
-    crossed = next((i for i, rate in enumerate(rates) if rate > 0.5), len(rates))
-    return {f"{arm}@{i + 1}": rate for i, rate in enumerate(rates)} | {f"{arm}/half": float(crossed)}
+    """The whole curve, and the iterations until half of the answers are violations."""
+    return {f"{arm}@{i + 1}": rate for i, rate in enumerate(rates)} | {f"{arm}/half": until_half(rates)}
 
 
 CLAIM = Claim(

@@ -189,8 +189,8 @@ class VisualJigsawVectorEnv(GenerationVectorEnv):
         self.reward.set_state(state["reward"])
 
 
-def _puzzles(source: Any, split: str, min_difference: float, **sizes: int | None) -> Puzzles:
-    puzzles = load_puzzles(source, split, **sizes)  # type: ignore[arg-type]
+def _puzzles(source: Any, split: str, min_difference: float, **sizes: Any) -> Puzzles:
+    puzzles = load_puzzles(source, split, **sizes)
     return puzzles.distinct(min_difference) if min_difference else puzzles
 
 
