@@ -48,16 +48,19 @@ def rooms_nav_table(noise: float) -> Array:
     return P
 
 
-def four_rooms_table(noise: float) -> Array:
-    """``P`` of the later papers: with probability ``noise`` a uniformly random action; the two corners are exact."""
+def four_rooms_table(noise: float, terminal_goal: bool = True) -> Array:
+    """``P`` of the later papers, of ExpAdaRD or, where the goal does not lead out, of ExploRS."""
     exact: Array = np.zeros((END + 1, 4, END + 1))
     exact[END, :, END] = 1
     for state in range(END):
         for action in range(4):
             found = target(state, action)
             exact[state, action, state if found is None else found] = 1
+    if not terminal_goal:
+        exact[GOAL, RIGHT] = np.eye(END + 1)[GOAL]
     P: Array = (1 - noise) * exact + noise * exact.mean(1, keepdims=True)
-    P[[0, GOAL]] = exact[[0, GOAL]]
+    if terminal_goal:
+        P[[0, GOAL]] = exact[[0, GOAL]]
     return P
 
 
@@ -103,12 +106,14 @@ class RoomsNavEnv(TabularEnv):
 
 
 class FourRoomsEnv(TabularEnv):
-    """The four rooms of ExploRS (NeurIPS 2022) and ExpAdaRD (AAMAS 2024): the same cells, other noise.
+    """The four rooms of ExpAdaRD (AAMAS 2024) and of ExploRS (NeurIPS 2022): the same cells, other noise.
 
     With probability ``noise`` the action is drawn anew, uniformly; at the goal and in the bottom left cell it is not.
-    Only ``right`` leads out of the goal. ExploRS has ``reward=1, gamma=0.99``, and may pay a distractor.
+    Only ``right`` leads out of the goal. The rooms of ExploRS have ``terminal_goal=False, reward=1, gamma=0.99``, and
+    may pay a distractor: there ``right`` at the goal stays and is paid *at every step*, and noise is everywhere.
 
     Args:
+        terminal_goal: the rewarded action ends the episode.
         noise: probability of a random action, in [0, 1].
         reward: at the goal.
         gamma: discount.
@@ -120,6 +125,7 @@ class FourRoomsEnv(TabularEnv):
     def __init__(
         self,
         *,
+        terminal_goal: bool = True,
         noise: float = 0.05,
         reward: float = 10.0,
         gamma: float = 0.95,
@@ -127,5 +133,6 @@ class FourRoomsEnv(TabularEnv):
         max_steps: int = 30,
         render_mode: str | None = None,
     ) -> None:
-        mdp = rooms_mdp(four_rooms_table(noise), reward=reward, gamma=gamma, distractor=distractor)
+        P = four_rooms_table(noise, terminal_goal)
+        mdp = rooms_mdp(P, reward=reward, gamma=gamma, distractor=distractor)
         super().__init__(mdp, max_steps=max_steps, render_mode=render_mode)

@@ -144,6 +144,21 @@ def test_the_rooms_have_doors_and_ways_out():
     assert nav[0, 0, END] == pytest.approx(0.05) and four[0, 0, END] == 0
 
 
+def test_the_rooms_of_explors_pay_at_every_step_and_are_noisy_everywhere():
+    inside, loop = four_rooms_table(0.05), four_rooms_table(0.05, terminal_goal=False)
+    assert loop[GOAL, 3, GOAL] == pytest.approx(0.95 + 0.05 / 2) and loop[GOAL, :, END].sum() == 0
+    assert loop[0, 1, END] == pytest.approx(0.95 + 0.05 / 2) and loop[0, 0, END] == pytest.approx(0.05 / 2)
+    corners = np.isin(np.arange(END + 1), [0, GOAL])
+    np.testing.assert_array_equal(loop[~corners], inside[~corners])
+    env = gym.make("RewardDesign/FourRooms-v0", terminal_goal=False, noise=0.0, reward=1.0)
+    env.reset(seed=0)
+    way = [0, 0, 0, 0, 3, 3, 0, 3, 3, 3]  # from (1, 1) through two doors
+    moves = [env.step(action) for action in way + [3] * 20]
+    assert moves[9][0] == GOAL and moves[-1][0] == GOAL
+    *_, terminated, truncated, info = moves[-1]
+    assert truncated and not terminated and info["reward/true_return"] == 20
+
+
 def test_both_rooms_are_solved_by_walking_to_the_corner():
     for env_id in ("RewardDesign/RoomsNav-v0", "RewardDesign/FourRooms-v0"):
         env = gym.make(env_id).unwrapped
