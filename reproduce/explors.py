@@ -90,10 +90,11 @@ CLAIM = Claim(
         for chain in CHAINS
     ),
     effects=tuple(
-        Effect(f"{chain}: last tenth, ExploRS above {text}", f"{chain}/explors/last", low)
+        Effect(f"{chain}: last tenth, ExploRS above {text}", f"{chain}/explors/last", f"{chain}/{arm}/last")
         for chain in CHAINS
-        for low, text in {**{f"{chain}/{arm}/last": text for arm, text in OTHERS.items()}, 0.5: "0.5"}.items()
+        for arm, text in OTHERS.items()
     )
+    + tuple(Effect(f"{chain}: last tenth, ExploRS above 0.5", f"{chain}/explors/last", 0.5) for chain in CHAINS)
     + tuple(
         Effect(f"rooms: all episodes, ExploRS above {text}", "rooms/explors/mean", f"rooms/{arm}/mean")
         for arm, text in {"orig": "the true reward", **OTHERS}.items()
