@@ -128,6 +128,7 @@ class Agent(ABC):
         generator = torch.Generator().manual_seed(seed)
         if not isinstance(policy, Policy):
             policy = self.default_policy(policy, generator)
+        policy.check_spaces(self.env.single_observation_space, self.env.single_action_space)
         self.policy = policy.to(device)
         self.iteration = self.episodes = 0
         limit = getattr(self.env.spec, "max_episode_steps", None)

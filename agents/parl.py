@@ -41,6 +41,7 @@ from .pbrl.unrolled import Parameters, gaps, unrolled_actor, unrolled_critic
 from .pebble import PEBBLE, PEBBLEConfig
 
 PATIENCE = 10  # times the steps that fresh segments take at least
+FEWEST = 4  # fresh pairs with an implicit part: two halves, each with a baseline of the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class PARLConfig(PEBBLEConfig):
         implicit: weight of the implicit part, lambda. 0 is PEBBLE, 1 the formula's. Watch ``preferences/implicit``:
             where the term outgrows the answers, rewards no longer fit them (docs/parl.md).
         variant: the learner's steps that are unrolled: of a policy gradient, or one of the critics.
-        fresh_queries: questions of a round that are about fresh segments of the present policy, at least 2 and fewer
+        fresh_queries: questions of a round that are about fresh segments of the present policy, at least 4 and fewer
             than ``queries_per_round``. They take ``2 * fresh_queries * segment_length`` steps or a few more.
         inner_steps: of the policy gradient that are unrolled, each of size ``learning_rate``. 1 to 10.
     """
@@ -66,14 +67,14 @@ class PARLConfig(PEBBLEConfig):
         self.require(["implicit"], lambda v: 0 <= v < float("inf"), "at least 0")
         self.require(["inner_steps"], lambda v: v >= 1, "at least 1")
         if self.implicit:
-            fits = 2, self.queries_per_round - 1
+            fits = FEWEST, self.queries_per_round - 1
             self.require(["fresh_queries"], lambda v: fits[0] <= v <= fits[1], f"in [{fits[0]}, {fits[1]}]")
 
 
 class PARL(PEBBLE):
     """Soft actor-critic on rewards from preferences, which are fitted as the upper level of a bilevel problem.
 
-    Arguments, attributes and errors are those of :class:`.pebble.PEBBLE`.
+    Arguments (a ``teacher`` of your own among them), attributes and errors are those of :class:`.pebble.PEBBLE`.
     """
 
     config_class = PARLConfig
@@ -118,7 +119,11 @@ class PARL(PEBBLE):
             with self.at_work():
                 while len(pieces.whole()) < count:
                     if model.num_timesteps - start > most:
-                        raise ValueError(f"segment_length={length}: {most} steps gave {len(pieces.whole())} segments")
+                        longest = max((len(e.actions) for e in self.record.episodes), default=0)
+                        raise ValueError(
+                            f"segment_length={length}: {most} steps gave {len(pieces.whole())} segments; the longest "
+                            f"episode has {longest} steps"
+                        )
                     model.learn(self.env.num_envs, note, reset_num_timesteps=False, log_interval=None)
         finally:
             model.gradient_steps = updates
@@ -128,7 +133,7 @@ class PARL(PEBBLE):
         self, preferences: PreferenceDataset, further: Callable[[], Tensor] | None = None
     ) -> dict[str, float]:
         fresh, self._fresh = self._fresh, None
-        if fresh is None or len(fresh) < 2:
+        if fresh is None or len(fresh) < FEWEST:
             return super()._fit_reward(preferences, further)
         fresh = PreferenceDataset(
             segments=fresh.segments.to(self._device), pairs=fresh.pairs, labels=fresh.labels.to(self._device)

@@ -49,29 +49,50 @@ def unrolled_actor(
     r"""The formula above, with :math:`\theta' = \theta + \alpha \nabla_\theta J(\theta, \nu)`.
 
     ``J`` is the score-function objective :math:`\sum_t \log\pi_\theta(a_t|s_t) \sum_{h \ge t} \gamma^{h-t} r_\nu(s_h,
-    a_h)`, a mean over the segments, discounted from each action on; later steps reweigh the actions by their ratios.
-    Both expectations have the mean of the other segments or pairs as their baseline, which moves no expectation.
+    a_h)`, a mean over segments, discounted from each action on; later steps reweigh the actions by their ratios. Both
+    expectations have the mean of the other segments or pairs as their baseline, which moves no expectation.
+
+    The gradient is a product of the two expectations, so they are taken over different segments: each half of the pairs
+    is scored after the step that the other half says. On the same ones a segment's step would raise its own
+    log-probability, by the square of its score, which is no effect on what the policy does next and outweighs the rest.
 
     Args:
         log_probs: ``[N, L]`` of the actions taken, by parameters.
         parameters: that they were taken with.
         rewards: ``[N, L]``, differentiable; segment ``2 i`` was compared with ``2 i + 1``.
-        labels: ``[N / 2]``, the probability that the first one is preferred; two or more.
+        labels: ``[N / 2]``, the probability that the first one is preferred; four or more.
         gamma: discount of ``J``.
         step_size: :math:`\alpha`.
         steps: of the learner.
     """
-    weights = returns_to_go(rewards, gamma)
+    likelihood = -preference_loss(gaps(rewards.sum(1)), labels).detach()
+    weights, total = returns_to_go(rewards, gamma), rewards.new_zeros(())
+    pairs = torch.arange(len(labels), device=labels.device)
+    for scored in (pairs < len(labels) // 2, pairs >= len(labels) // 2):
+        rows = scored.repeat_interleave(2)
+        moved = _ascend(log_probs, parameters, weights[~rows], ~rows, step_size, steps)
+        scores = log_probs(moved)[rows].sum(1).reshape(-1, 2).sum(1)
+        total = total + ((likelihood[scored] - others_mean(likelihood[scored])) * scores).sum()
+    return total / len(labels)
+
+
+def _ascend(
+    log_probs: Callable[[Parameters], Tensor],
+    parameters: Mapping[str, Tensor],
+    weights: Tensor,
+    rows: Tensor,
+    step_size: float,
+    steps: int,
+) -> Parameters:
+    """Parameters after steps of policy gradient on some rows, whose returns to go are ``weights``."""
     advantages = weights - others_mean(weights)
     moved = {k: p.detach().requires_grad_() for k, p in parameters.items()}
-    taken = log_probs(moved).detach()
+    taken = log_probs(moved)[rows].detach()
     for _ in range(steps):
-        objective = ((log_probs(moved) - taken).exp() * advantages).sum(1).mean()
+        objective = ((log_probs(moved)[rows] - taken).exp() * advantages).sum(1).mean()
         slopes = torch.autograd.grad(objective, list(moved.values()), create_graph=True)
         moved = {k: p + step_size * slope for (k, p), slope in zip(moved.items(), slopes, strict=True)}
-    likelihood = -preference_loss(gaps(rewards.sum(1)), labels).detach()
-    scores = log_probs(moved).sum(1).reshape(-1, 2).sum(1)
-    return ((likelihood - others_mean(likelihood)) * scores).mean()
+    return moved
 
 
 def unrolled_critic(

@@ -92,6 +92,11 @@ class ControlPolicy(Policy):
             tensor = None if values is None else torch.tensor(values, dtype=torch.float32, device=self.device)
             self.register_buffer(name, tensor, persistent=False)
 
+    def check_spaces(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        """Raise a ValueError where the environment's spaces have another kind or size."""
+        check_space("observations", observation_space, self.observation_space)
+        check_space("actions", action_space, self.action_space)
+
     @torch.no_grad()
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
         """Choose one action a row; consumes one number a row and action dimension, none if ``deterministic``.
@@ -214,6 +219,12 @@ class TabularPolicy(Policy):
         self.logits = nn.Parameter(torch.zeros(num_states, num_actions))
         self.values = nn.Parameter(torch.zeros(num_states)) if value else None
 
+    def check_spaces(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        """Raise a ValueError where the environment has another number of states or actions than the table."""
+        states, actions = self.logits.shape
+        check_space("observations", observation_space, spaces.Discrete(states))
+        check_space("actions", action_space, spaces.Discrete(actions))
+
     @torch.no_grad()
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
         """Choose one action a row for states ``[B]``; consumes one uniform number a row, none if ``deterministic``."""
@@ -273,6 +284,16 @@ class TabularPolicy(Policy):
 
     def _states(self, observation: Any) -> Tensor:
         return torch.as_tensor(observation, device=self.device).long()
+
+
+def check_space(name: str, found: Space[Any], expected: Space[Any]) -> None:
+    """Compare kind and size of an environment's space with those that a policy was made for.
+
+    Raises:
+        ValueError: where they differ.
+    """
+    if not isinstance(found, type(expected)) or spaces.flatdim(found) != spaces.flatdim(expected):
+        raise ValueError(f"the policy does not fit the environment: it was made for {name} {expected}, not {found}")
 
 
 def space_to_json(space: Space[Any]) -> dict[str, Any]:

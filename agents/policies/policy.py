@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from gymnasium import Space
 from torch import Tensor, nn
 
 from ...trajectories import Trajectories
@@ -169,6 +170,9 @@ class Policy(nn.Module):
     def from_spec(cls, spec: dict[str, Any]) -> Self:
         """Inverse of :meth:`spec`, but for the values of the parameters."""
         return cls(**spec)
+
+    def check_spaces(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        """Raise a ValueError where the policy was made for other spaces than those of one environment."""
 
     def act(self, observation: Any, noise: RowNoise, deterministic: bool = False) -> Decision:
         """Choose one action for every row of a batched observation."""

@@ -20,7 +20,7 @@ from .small_pebble import SMALL as PEBBLE_SMALL
 from .small_sb3 import MODES, Metrics, equal, everything, make_env
 
 BASE = PEBBLE_SMALL | {"steps_between_queries": 40}
-SMALL = BASE | {"fresh_queries": 3}
+SMALL = BASE | {"fresh_queries": 4}
 VARIANTS = ["unrolled_actor", "unrolled_critic"]
 
 
@@ -47,7 +47,7 @@ def test_without_its_weight_it_is_pebble(variant):
 
 
 def test_fresh_questions_are_part_of_the_round():
-    """The teacher is asked as often as PEBBLE's, at the same times; six, six, six, and two are left."""
+    """The teacher is asked as often as PEBBLE's, at the same times; six, six, six, and two are left: too few."""
     asked, agent = [], small()
     answer, fit = agent._answer, agent._fit_reward
 
@@ -62,13 +62,13 @@ def test_fresh_questions_are_part_of_the_round():
     agent._answer, agent._fit_reward = noted, fitted
     agent.learn(300)
     starts = [60, 100, 140, 180]
-    counts = [[3, 3], [3, 3], [3, 3], [2]]
-    assert [x for x in asked if isinstance(x, int)] == [3, 3, 3, 2]
+    counts = [[4, 2], [4, 2], [4, 2], [2]]
+    assert [x for x in asked if isinstance(x, int)] == [4, 4, 4, 2]
     found = iter(x for x in asked if not isinstance(x, int))
     for start, parts in zip(starts, counts, strict=True):
         for count in parts:
             step, number = next(found)
-            assert number == count and start + 30 * len(parts) / 2 - 10 <= step <= start + 40
+            assert number == count and start + 10 * parts[0] - 10 <= step <= start + 50
     assert agent.queries == len(agent.preferences) == 20
 
 
@@ -105,7 +105,7 @@ def test_updates_that_were_due_meanwhile_are_made_up_for(every, each):
 
 def test_episodes_shorter_than_a_segment_are_reported():
     agent = small(pendulum(max_episode_steps=4)).learn(60)
-    with pytest.raises(ValueError, match="segment_length=5: 400 steps gave 0 segments"):
+    with pytest.raises(ValueError, match="segment_length=5: 400 steps gave 0 segments; the longest episode has 4 steps"):
         agent.ask()
     assert agent.model.gradient_steps == 1
 
@@ -129,7 +129,7 @@ def test_the_reward_of_the_environment_does_not_matter(variant):
 def prepared(variant, **options):
     """An agent of double precision where a round is due, and fresh answers."""
     agent = small(variant=variant, **options).learn(60)
-    fresh = agent._answer(*agent._play(6))
+    fresh = agent._answer(*agent._play(8))
     for module in (agent.reward_model, agent.model.actor, agent.model.critic, agent.model.critic_target):
         module.double()
     for network in (agent.model.actor, agent.model.critic, agent.model.critic_target):
@@ -148,7 +148,8 @@ def likelihoods(scores, labels):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_actors_part_by_hand(steps):
-    """Move Stable-Baselines3's actor for real, for rewards a little to either side, and score the fresh actions."""
+    """Move Stable-Baselines3's actor for real on half of the fresh actions, for rewards a little to either side, and
+    score the other half."""
     agent, fresh = prepared("unrolled_actor", inner_steps=steps, learning_rate=0.01, gamma=0.9)
     model, segments = agent.reward_model, fresh.segments
     parameters = list(model.parameters())
@@ -160,34 +161,35 @@ def test_the_actors_part_by_hand(steps):
 
     def log_probs(actor):
         mean, log_std, _ = actor.get_action_dist_params(segments.observations.flatten(0, 1))
-        return torch.distributions.Normal(mean, log_std.exp()).log_prob(taken.atanh()).reshape(6, 5)
+        return torch.distributions.Normal(mean, log_std.exp()).log_prob(taken.atanh()).reshape(8, 5)
 
-    def outcome():
-        mask = torch.ones(6, 5, dtype=torch.bool)
+    def outcome(half, other):
+        mask = torch.ones(8, 5, dtype=torch.bool)
         rewards = torch.stack([model.member(i, segments.observations, segments.actions, mask).mean for i in (0, 1)])
         rewards = rewards.mean(0).detach()
-        togo = torch.stack([rewards[:, t:] @ 0.9 ** torch.arange(5 - t).double() for t in range(5)], 1)
-        advantages = togo - (togo.sum(0) - togo) / 5
+        togo = torch.stack([rewards[half, t:] @ 0.9 ** torch.arange(5 - t).double() for t in range(5)], 1)
+        advantages = togo - (togo.sum(0) - togo) / 3
         actor = copy.deepcopy(agent.model.actor)
         before = log_probs(actor).detach()
         for _ in range(steps):
             actor.zero_grad()
-            ((log_probs(actor) - before).exp() * advantages).sum(1).mean().backward()
+            ((log_probs(actor) - before)[half].exp() * advantages).sum(1).mean().backward()
             with torch.no_grad():
                 for p in actor.parameters():
                     p += 0.01 * p.grad
-        return log_probs(actor).detach().sum(1).reshape(3, 2).sum(1)
+        return log_probs(actor)[other].detach().sum(1).reshape(2, 2).sum(1)
 
     held = likelihoods(
         torch.stack([model.nets[i](torch.cat([segments.observations, segments.actions], 2))[..., 0] for i in (0, 1)])
         .mean(0).sum(1).detach(), fresh.labels,
     )  # fmt: skip
-    weights, ends = held - (held.sum() - held) / 2, []
+    first, second = slice(0, 4), slice(4, 8)
+    weights, ends = held - held.reshape(2, 2).flip(1).flatten(), []
     for sign in (1, -2):
         with torch.no_grad():
             for p, a in zip(parameters, along, strict=True):
                 p += sign * 1e-5 * a
-        ends.append((weights * outcome()).mean())
+        ends.append((weights * torch.cat([outcome(second, first), outcome(first, second)])).mean())
     expected = float(ends[0] - ends[1]) / 2e-5
     assert abs(expected) > 1e-4
     assert sum(float((g * a).sum()) for g, a in zip(found, along, strict=True)) == pytest.approx(expected, rel=1e-4)
@@ -305,7 +307,7 @@ def test_resume_is_exact(variant, mode, first, tmp_path):
         ({"implicit": -1.0}, "implicit=-1.0: must be at least 0"),
         ({"implicit": math.nan}, "implicit=nan"),
         ({"variant": "both"}, "must be one of unrolled_actor, unrolled_critic"),
-        ({"fresh_queries": 1}, r"fresh_queries=1: must be in \[2, 99\]"),
+        ({"fresh_queries": 3}, r"fresh_queries=3: must be in \[4, 99\]"),
         ({"fresh_queries": 100}, "fresh_queries=100"),
         ({"inner_steps": 0}, "inner_steps=0"),
     ],

@@ -16,7 +16,7 @@ TINY = {
     "ascent_steps": 2, "total_steps": 400, "look_every": 200,
     "parl": {
         "learning_starts": 50, "unsupervised_steps": 250, "segment_length": 10, "queries_per_round": 6,
-        "fresh_queries": 2, "net_arch": (8,), "reward_hidden": (8,), "batch_size": 8,
+        "fresh_queries": 4, "net_arch": (8,), "reward_hidden": (8,), "batch_size": 8,
     },
     "iql": {"total_updates": 4, "updates_per_iteration": 4}, "reward": {"reward_updates": 2, "reward_batch_size": 4},
 }  # fmt: skip

@@ -17,10 +17,10 @@ def slopes(value, *inputs):
 
 def test_the_expectation_is_the_formulas():
     r"""alpha C^T grad_theta G, exactly: where all 36 episodes of two steps are equally likely, means over all pairs of
-    them are expectations. A baseline of the others multiplies each of the two by n / (n - 1) there."""
+    them are expectations, in either half. A baseline of the others multiplies each by n / (n - 1) there."""
     third = torch.full((S, A, S), 1 / 3).double()
     lower = EpisodicL2(mdp=RewardlessMDP(transitions=third, start=third[0, 0], gamma=1.0), horizon=2, l2=0.0)
-    rows = torch.tensor(list(itertools.product(range(36), repeat=2))).flatten()
+    rows = torch.tensor(list(itertools.product(range(36), repeat=2))).flatten().repeat(2)
     rewards, truth = torch.randn(2, S, A, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = (torch.sign(gaps(lower.returns(truth)[rows])) + 1) / 2
     logits, nu = torch.zeros(S, A).double(), rewards.clone().requires_grad_()
@@ -32,49 +32,73 @@ def test_the_expectation_is_the_formulas():
     (found,) = slopes(unrolled_actor(log_probs, {"logits": logits}, paid, labels, gamma=1.0, step_size=1e-6), nu)
     theta = logits.clone().requires_grad_()
     (upper,) = slopes(preference_objective(lower, truth)(theta, rewards), theta)
-    n, pairs = len(rows), len(labels)
+    n, pairs = len(rows) // 2, len(labels) // 2
     expected = 1e-6 * (lower.mixed(logits).T @ upper.flatten()).reshape(S, A) * n / (n - 1) * pairs / (pairs - 1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)  # the outer gradient is taken a step further
 
 
-def batch(seed, steps=3, segments=6):
+def test_few_segments_are_right_on_average():
+    """Four pairs at a time, drawn anew: what a segment does to itself must not count."""
+    third = torch.full((S, A, S), 1 / 3).double()
+    lower = EpisodicL2(mdp=RewardlessMDP(transitions=third, start=third[0, 0], gamma=1.0), horizon=2, l2=0.0)
+    rewards, truth = torch.randn(2, S, A, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, nu = torch.zeros(S, A).double(), rewards.clone().requires_grad_()
+    theta, draws = logits.clone().requires_grad_(), torch.Generator().manual_seed(1)
+    (upper,) = slopes(preference_objective(lower, truth)(theta, rewards), theta)
+    exact = 1e-6 * lower.mixed(logits).T @ upper.flatten()
+    shares = []
+    for _ in range(1000):
+        rows = torch.randint(36, (8,), generator=draws)
+        labels = (torch.sign(gaps(lower.returns(truth)[rows])) + 1) / 2
+        value = unrolled_actor(
+            lambda p, rows=rows: p["logits"].log_softmax(1)[lower.episodes][rows], {"logits": logits},
+            nu[lower.episodes][rows], labels, gamma=1.0, step_size=1e-6,
+        )  # fmt: skip
+        shares.append(slopes(value, nu)[0].flatten() @ exact / exact.square().sum())
+    mean, error = float(torch.stack(shares).mean()), float(torch.stack(shares).std()) / len(shares) ** 0.5
+    assert error < 0.3 and abs(mean - 1) < 3 * error
+
+
+def batch(seed, steps=3, segments=8):
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(segments, steps, 2, generator=generator, dtype=torch.float64)
     actions = torch.randn(segments, steps, generator=generator, dtype=torch.float64)
-    return inputs, actions, torch.tensor([1.0, 0.0, 0.5]).double(), torch.randn(2, generator=generator).double()
+    return inputs, actions, torch.tensor([1.0, 0.0, 0.5, 1.0]).double(), torch.randn(2, generator=generator).double()
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_gradient_is_that_of_the_unrolled_value(steps):
-    """By differences in the rewards, of an actor that is a line; the likelihoods are held."""
+    """By differences in the rewards, of an actor that is a line; each half is scored after the other's step."""
     inputs, actions, labels, theta = batch(0)
 
     def log_probs(parameters):
         return -0.5 * (actions - (inputs @ parameters["w"]).tanh()).square()
 
-    rewards = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rewards = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     nu = rewards.clone().requires_grad_()
     options = {"gamma": 0.8, "step_size": 0.1, "steps": steps}
     (found,) = slopes(unrolled_actor(log_probs, {"w": theta}, nu, labels, **options), nu)
 
-    def by_hand(rewards):
-        togo = torch.stack([rewards[:, t:] @ 0.8 ** torch.arange(3 - t).double() for t in range(3)], 1)
-        advantages = togo - torch.stack([torch.cat([togo[:i], togo[i + 1 :]]).mean(0) for i in range(6)])
+    def by_hand(rewards, half):
+        togo = torch.stack([rewards[half, t:] @ 0.8 ** torch.arange(3 - t).double() for t in range(3)], 1)
+        advantages = togo - torch.stack([torch.cat([togo[:i], togo[i + 1 :]]).mean(0) for i in range(4)])
         w, start = theta.clone().requires_grad_(), log_probs({"w": theta})
         for _ in range(steps):
-            objective = ((log_probs({"w": w}) - start).exp() * advantages).sum() / 6
+            objective = ((log_probs({"w": w}) - start)[half].exp() * advantages).sum() / 4
             w = (w + 0.1 * torch.autograd.grad(objective, w)[0]).detach().requires_grad_()
         return log_probs({"w": w.detach()}).sum(1)
 
     likely = torch.sigmoid(rewards.sum(1)[0::2] - rewards.sum(1)[1::2])
     held = labels * likely.log() + (1 - labels) * (1 - likely).log()
-    weights = held - (held.sum() - held) / 2
-    for i, t in itertools.product(range(6), range(3)):
+    weights = held - held.reshape(2, 2).flip(1).flatten()  # of two pairs the other one
+    first, second = slice(0, 4), slice(4, 8)
+    for i, t in itertools.product(range(8), range(3)):
         ends = []
         for sign in (1, -1):
             moved = rewards.clone()
             moved[i, t] += sign * 1e-5
-            ends.append((weights * by_hand(moved).reshape(3, 2).sum(1)).mean())
+            scores = torch.cat([by_hand(moved, second)[first], by_hand(moved, first)[second]])
+            ends.append((weights * scores.reshape(4, 2).sum(1)).mean())
         assert float(found[i, t]) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-10)
 
 
@@ -87,7 +111,7 @@ def test_a_constant_reward_moves_no_gradient():
 
     found = []
     for constant in (0.0, 7.0):
-        nu = torch.full((6, 3), constant).double().add(actions).requires_grad_()
+        nu = torch.full((8, 3), constant).double().add(actions).requires_grad_()
         found += slopes(unrolled_actor(log_probs, {"w": theta}, nu, labels, gamma=0.9, step_size=0.1), nu)
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert found[0].abs().max() > 1e-3
