@@ -26,6 +26,7 @@ CLAIMS = {
     "exprd": ".exprd",
     "expadard": ".expadard",
     "explors": ".explors",
+    "explors-once": ".explors_once",
     "eva": ".eva",
     "atp": ".atp",
     "atp-lm": ".atp_lm",
