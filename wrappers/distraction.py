@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class DistractingBackground(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
 
     Which pixels that are is found by drawing the scene once more with each geometry in a colour of its own: those of
     no geometry, and with ``floor`` those of planes and terrain. All others stay as they are. The info of every step
-    holds their share, ``masked_fraction``. Rewards and ends do not change.
+    holds their share, ``masked_fraction``, that of the last step the episode's mean, ``reward/masked_fraction``, which
+    agents log. Rewards and ends do not change.
 
     At each reset a clip and its first frame are drawn, from a generator that the reset's seed alone seeds; then one
     frame follows the other, from the last one on to the first. Without ``clips`` they are procedural: clouds that drift
@@ -36,8 +38,9 @@ class DistractingBackground(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
 
     Args:
         env: a simulator of this package that is observed as pixels: ``ControlAlign-v0``.
-        clips: your own videos: arrays ``[T, H, W, 3]`` uint8, or a folder with a GIF for each, or with PNG frames of
-            one, or with folders of such frames. The last fifth (at least one) is held out. None: procedural ones.
+        clips: your own videos: a list of arrays ``[T, H, W, 3]`` uint8; or a folder with a GIF for each, or with
+            folders of PNG frames; or a list of GIFs and such folders. The last fifth (at least one) is held out. None:
+            procedural ones.
         split: "train" or "test": the held-out clips.
         num_clips: how many procedural clips there are, at least 1. Held-out ones are never among those of training.
         floor: replace the floor, too.
@@ -45,20 +48,22 @@ class DistractingBackground(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
 
     Raises:
         TypeError: if the environment cannot tell its background.
-        ValueError: for an unknown split, no or misshapen clips.
+        ValueError: for an unknown split, no or misshapen clips, a path that holds none.
     """
 
     def __init__(
         self,
         env: gymnasium.Env[Any, Any],
-        clips: str | Path | Sequence[Pixels] | None = None,
+        clips: str | Path | Sequence[str | Path] | Sequence[Pixels] | None = None,
         *,
         split: str = "train",
         num_clips: int = 8,
         floor: bool = True,
         grayscale: bool = False,
     ) -> None:
-        given = str(clips) if isinstance(clips, Path) else clips
+        given: Any = str(clips) if isinstance(clips, Path) else clips
+        if isinstance(given, list | tuple):
+            given = [str(c) if isinstance(c, Path) else c for c in given]
         RecordConstructorArgs.__init__(
             self, clips=given, split=split, num_clips=num_clips, floor=floor, grayscale=grayscale
         )
@@ -75,11 +80,11 @@ class DistractingBackground(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             first = 0 if split == "train" else TEST_CLIPS
             self._sources: list[int | Pixels] = list(range(first, first + num_clips))
         else:
-            own = read_clips(clips) if isinstance(clips, str | Path) else [np.asarray(c) for c in clips]
-            self._sources = [*split_clips(own, split)]
+            self._sources = [*split_clips(own_clips(clips), split)]
         self._clips: dict[int, Pixels] = {}  # those that were shown, in the size of the pictures
-        self._rng = np.random.default_rng(0)
+        self._rng = np.random.default_rng()  # until a seed is given
         self._clip, self._frame = 0, 0
+        self._fractions: list[float] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Pixels, dict[str, Any]]:
         """Start an episode, with a clip and a first frame of its own."""
@@ -88,13 +93,17 @@ class DistractingBackground(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             self._rng = np.random.default_rng([seed, 1])  # apart from the environment's, which draws as if alone
         self._clip = int(self._rng.integers(len(self._sources)))
         self._frame = int(self._rng.integers(len(self.clip(self._clip))))
+        self._fractions = []
         return self._distracted(observation, info)
 
     def step(self, action: Any) -> tuple[Pixels, Any, bool, bool, dict[str, Any]]:
         """Let an action happen; the video goes on by a frame."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._frame += 1
-        return (*self._distracted(observation, info)[:1], reward, terminated, truncated, info)
+        observation, info = self._distracted(observation, info)
+        if terminated or truncated:
+            info["reward/masked_fraction"] = float(np.mean(self._fractions))
+        return observation, reward, terminated, truncated, info
 
     def clip(self, number: int) -> Pixels:
         """``[T, H, W, 3]``, a clip in the size of the pictures."""
@@ -111,6 +120,7 @@ class DistractingBackground(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         mask: NDArray[np.bool_] = unwrapped.background(floor=self._floor)
         clip = self.clip(self._clip)
         info["masked_fraction"] = float(mask.mean())
+        self._fractions.append(info["masked_fraction"])
         return np.where(mask[..., None], clip[self._frame % len(clip)], observation), info
 
 
@@ -167,23 +177,68 @@ def split_clips(clips: Sequence[Pixels], split: str) -> Sequence[Pixels]:
     return clips[:held_out] if split == "train" else clips[held_out:]
 
 
-def read_clips(folder: str | Path) -> list[Pixels]:
-    """Clips of a folder in the order of their names: each GIF, and each folder (or this one) of PNG frames.
+def own_clips(clips: str | Path | Sequence[str | Path] | Sequence[Pixels] | Pixels) -> list[Pixels]:
+    """A user's clips, whichever way they are given.
+
+    Raises:
+        ValueError: for one array instead of a list, or as :func:`read_clips`.
+    """
+    if isinstance(clips, np.ndarray) and clips.ndim < 5:
+        raise ValueError(f"clips is one array, {clips.dtype}{list(clips.shape)}: expected a list of uint8[T, H, W, 3]")
+    given = [clips] if isinstance(clips, str | Path) else list(clips)
+    paths = [c for c in given if isinstance(c, str | Path)]
+    if not paths or len(paths) < len(given):
+        return [np.asarray(clip) for clip in given]
+    found = read_clips(paths)
+    if len(found) < 2:
+        raise ValueError(
+            f"clips={[*map(str, paths)]} hold {len(found)} clip, expected at least 2, one of them to be held out: each "
+            "GIF is a clip, and each folder of PNG frames"
+        )
+    return found
+
+
+def read_clips(paths: str | Path | Sequence[str | Path]) -> list[Pixels]:
+    """Clips of files and folders: each GIF, and each folder of PNG frames.
+
+    What is in a folder comes in the order of names, ``2.png`` before ``10.png``; several paths come as given.
 
     Raises:
         ImportError: without Pillow.
+        ValueError: if a path is missing or holds no such file, or frames of a clip differ in size.
     """
     try:
         from PIL import Image, ImageSequence
     except ImportError as error:
         raise ImportError("reading clips needs Pillow: pip install pillow") from error
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in FILES)
+    files = [f for p in ([paths] if isinstance(paths, str | Path) else paths) for f in _files(Path(p))]
     frames: Mapping[Path, list[Pixels]] = {p if p.suffix.lower() == ".gif" else p.parent: [] for p in files}
     for path in files:
         with Image.open(path) as picture:
             shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)]
-        frames[path if path in frames else path.parent].extend(shown)
+        clip = frames[path if path in frames else path.parent]
+        clip.extend(shown)
+        if clip[0].shape != clip[-1].shape:
+            shapes = list(clip[-1].shape), list(clip[0].shape)
+            raise ValueError(f"clips: {path} has the shape {shapes[0]}, frames before it {shapes[1]}: must be equal")
     return [np.stack(clip) for clip in frames.values()]
+
+
+def _files(path: Path) -> list[Path]:
+    """Those of a path that are read, in the order of their names, whose numbers count as such."""
+    if not path.exists():
+        raise ValueError(f"clips={str(path)!r} does not exist: expected a folder, or a file that ends in .gif or .png")
+    every = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [p for p in every if p.suffix.lower() in FILES]
+    if not found:
+        kind = "is a folder without files that end" if path.is_dir() else "is a file that does not end"
+        raise ValueError(f"clips={str(path)!r} {kind} in {' or '.join(FILES)}: others, such as .mp4, are not read")
+    return sorted(found, key=lambda p: [_natural(part) for part in p.parts])
+
+
+def _natural(name: str) -> list[str | int]:
+    """``frame10.png`` as ``["frame", 10, ".png"]``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def resized(clip: Pixels, size: tuple[int, int]) -> Pixels:

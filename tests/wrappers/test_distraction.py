@@ -56,6 +56,26 @@ def test_a_picture_is_not_changed_by_asking_for_its_background():
     np.testing.assert_array_equal(env.unwrapped._picture(SIZE), before)
 
 
+def test_every_masked_pixel_is_the_clips_and_every_other_one_the_plain_pictures():
+    plain, env = make(wrap=False), make()
+    (shown, _), (bare, _) = (e.reset(seed=3) for e in (env, plain))
+    fractions = []
+    for t in range(7):
+        mask, frame = env.unwrapped.background(), env.clip(env._clip)[env._frame % len(env.clip(env._clip))]
+        assert 0.3 < mask.mean() < 0.95
+        np.testing.assert_array_equal(shown[mask], frame[mask])
+        np.testing.assert_array_equal(shown[~mask], bare[~mask])
+        fractions.append(mask.mean())
+        if t < 6:
+            (shown, *_, info), (bare, *_) = (e.step(np.full(6, 0.5, np.float32)) for e in (env, plain))
+    assert info["reward/masked_fraction"] == pytest.approx(np.mean(fractions))
+
+
+def test_without_a_seed_environments_differ():
+    seen = {(env._clip, env._frame) for env in (make(num_clips=8) for _ in range(6)) if env.reset()}
+    assert len(seen) > 1
+
+
 def test_masked_pixels_show_the_clip_and_all_others_the_body():
     clips = [
         np.full((3, 8, 8, 3), 10 * n, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] for n in range(5)
@@ -125,6 +145,38 @@ def test_clips_come_from_files(tmp_path):
     assert make(clips=tmp_path).clip(0).shape == (2, SIZE, SIZE, 3)
 
 
+def test_frames_and_clips_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("clip10", "clip2", "clip1"):
+        (tmp_path / name).mkdir()
+        for frame in range(12):
+            value = 20 * int(name[4:]) + frame
+            Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(tmp_path / name / f"{frame}.png")
+    clips = read_clips(tmp_path)
+    assert [clip[0, 0, 0, 0] for clip in clips] == [20, 40, 200]
+    assert all((np.diff(clip[:, 0, 0, 0]) == 1).all() for clip in clips)
+    listed = make(clips=[tmp_path / "clip10", str(tmp_path / "clip1")])  # as given
+    assert [listed.clip(0)[0, 0, 0, 0], len(listed._sources)] == [200, 1]
+    assert gym.make(EnvSpec.from_json(listed.spec.to_json())).reset(seed=0)
+
+
+def test_paths_without_clips_are_one_sentence(tmp_path):
+    def refused(*names):
+        with pytest.raises(ValueError) as error:
+            make(clips=tmp_path / names[0] if len(names) == 1 else [tmp_path / n for n in names])
+        return str(error.value)
+
+    assert "nowhere' does not exist" in refused("nowhere") and "nowhere' does not exist" in refused("nowhere", "x")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").touch()
+    assert "films' is a folder without files that end in .gif or .png" in refused("films")
+    assert "a.mp4' is a file that does not end in .gif or .png" in refused("films/a.mp4")
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.gif")
+    assert "one.gif'] hold 1 clip, expected at least 2" in refused("one.gif")
+    for i, size in enumerate([(4, 4), (4, 4), (5, 4)]):
+        Image.new("RGB", size).save(tmp_path / "films" / f"{i}.png")
+    assert "2.png has the shape [4, 5, 3], frames before it [4, 4, 3]" in refused("films")
+
+
 def test_resized_takes_the_pixel_in_the_middle():
     clip = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, 3)
     np.testing.assert_array_equal(resized(clip, (2, 2))[0, ..., 0], [[5, 7], [13, 15]])
@@ -146,6 +198,7 @@ def test_the_wrapped_environment_keeps_gymnasiums_contract():
         ({"clips": [np.zeros((1, 2, 2, 3), np.uint8)]}, "1 clips were given"),
         ({"clips": [np.zeros((2, 2, 3), np.uint8)] * 2}, r"uint8\[2, 2, 3\], expected"),
         ({"clips": [np.zeros((2, 2, 2, 3))] * 2}, "float64"),
+        ({"clips": np.zeros((2, 2, 2, 3), np.uint8)}, r"clips is one array, uint8\[2, 2, 2, 3\]: expected a list"),
     ],
 )
 def test_what_is_refused(options, message):
