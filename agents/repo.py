@@ -111,11 +111,9 @@ class RePoConfig(WorldModelConfig):
         not_negative = ("beta_learning_rate", "kl_target", "free_nats", "entropy_coef")
         self.require(not_negative, lambda v: 0 <= v < math.inf, "at least 0")
         self.require(["kl_balance", "gamma", "return_lambda"], lambda v: 0 <= v <= 1, "in [0, 1]")
-        if self.learning_starts < self.sequence_length * self.num_envs:
-            raise ValueError(
-                f"learning_starts={self.learning_starts}: must be at least sequence_length times num_envs = "
-                f"{self.sequence_length * self.num_envs}"
-            )
+        least = self.sequence_length * self.num_envs
+        words = f"at least sequence_length times num_envs = {least}"
+        self.require(["learning_starts", "buffer_size"], lambda v: v >= least, words)
         if self.reconstruction and self.probe:
             raise ValueError("probe=True: with reconstruction=True the model has a decoder of its own; leave probe out")
 
@@ -152,10 +150,10 @@ def model_loss(
     return loss, states, {k: v.detach() for k, v in logged.items()}
 
 
-def behaviour_losses(
+def actor_loss(
     policy: WorldModelPolicy, start: State, noise: Tensor, action_noise: Tensor, config: RePoConfig
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """What actor and critic minimise in imagined trajectories, and numbers to log.
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """What the actor minimises in imagined trajectories, what the critic learns from there, and numbers to log.
 
     Args:
         policy: its networks.
@@ -163,6 +161,9 @@ def behaviour_losses(
         noise: ``[N, T, Z]`` standard normal.
         action_noise: ``[N, T, A]`` standard normal.
         config: the options.
+
+    Returns:
+        the loss; ``[N, T, F]`` features of states and ``[N, T]`` returns from there, without gradients; the numbers.
     """
     log_probs: list[Tensor] = []
 
@@ -177,13 +178,14 @@ def behaviour_losses(
     rewards, values = policy.reward(features[:, 1:]).float(), policy.critic(features).float()
     returns = lambda_returns(rewards, values, config.gamma, config.return_lambda)
     entropy = -torch.stack(log_probs, 1)
-    actor_loss = -(returns + config.entropy_coef * entropy).mean()
-    critic_loss = unit_gaussian_loss(policy.critic(features[:, :-1].detach()).float(), returns.detach()).mean()
-    logged = {
-        "actor_loss": actor_loss, "critic_loss": critic_loss, "entropy": entropy.mean(),
-        "imagined_return": returns.mean(),
-    }  # fmt: skip
-    return actor_loss, critic_loss, {k: v.detach() for k, v in logged.items()}
+    loss = -(returns + config.entropy_coef * entropy).mean()
+    logged = {"actor_loss": loss, "entropy": entropy.mean(), "imagined_return": returns.mean()}
+    return loss, features[:, :-1].detach(), returns.detach(), {k: v.detach() for k, v in logged.items()}
+
+
+def critic_loss(policy: WorldModelPolicy, features: Tensor, returns: Tensor) -> Tensor:
+    """What the critic minimises: that of regression on imagined returns. See :func:`actor_loss`."""
+    return unit_gaussian_loss(policy.critic(features).float(), returns).mean()
 
 
 class RePo(WorldModelAgent):
@@ -228,7 +230,8 @@ class RePo(WorldModelAgent):
         if not c.reconstruction:
             self.optimizers["beta_optimizer"] = torch.optim.Adam([self.log_beta], lr=c.beta_learning_rate)
         wrap = torch.compile if c.compile else lambda function: function
-        self._model_loss, self._behaviour_losses = wrap(model_loss), wrap(behaviour_losses)
+        # A compiled function has one backward pass: each of the three losses is descended by itself.
+        self._model_loss, self._actor_loss, self._critic_loss = wrap(model_loss), wrap(actor_loss), wrap(critic_loss)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return self.optimizers
@@ -251,10 +254,11 @@ class RePo(WorldModelAgent):
         rows, steps = len(start.deterministic), c.horizon - 1
         drawn = self.random_normal(rows, steps, c.stochastic_size), self.random_normal(rows, steps, len(policy.centre))
         with half:
-            actor_loss, critic_loss, more = self._behaviour_losses(policy, start, *drawn, c)
-        descend(self.optimizers["actor_optimizer"], actor_loss, max_grad_norm=c.max_grad_norm)
-        descend(self.optimizers["critic_optimizer"], critic_loss, max_grad_norm=c.max_grad_norm)
-        return logged | more
+            of_actor, features, returns, more = self._actor_loss(policy, start, *drawn, c)
+            of_critic = self._critic_loss(policy, features, returns)
+        descend(self.optimizers["actor_optimizer"], of_actor, max_grad_norm=c.max_grad_norm)
+        descend(self.optimizers["critic_optimizer"], of_critic, max_grad_norm=c.max_grad_norm)
+        return logged | more | {"critic_loss": of_critic.detach()}
 
     def _probe(self, batch: Sequences, states: State) -> Tensor:
         """One update of the decoder that only looks."""

@@ -33,7 +33,10 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from .agent import AgentConfig
+from .checkpoint import STATE, load_json
 from .descent import descend
+from .environment import environment_state, restore_environment
+from .experiment import newest_checkpoint
 from .policies.policy import Policy
 from .policies.world_model import WorldModelPolicy
 from .randomness import seeded
@@ -51,7 +54,8 @@ class RePoAlignmentConfig(WorldModelConfig):
 
     Attributes:
         learning_starts: steps before the first round; the policy acts from the first one on.
-        source: folder of the RePo checkpoint to begin with. None: the agent is given, or was loaded.
+        source: folder of the RePo checkpoint to begin with, or of a run, whose newest counts. None: the agent is
+            given, or was loaded.
         source_codes: encoded pictures of the source's replay buffer that are kept, at most.
         num_pairs: pictures of the same state in both environments; 0 does without calibration.
         pair_reset_every: steps after which both environments begin anew while pairs are collected.
@@ -102,7 +106,7 @@ class RePoAlignment(WorldModelAgent):
         policy: not for you: what a checkpoint holds.
         config: the options; None takes the defaults.
         source: the trained agent; None: ``config.source`` is loaded.
-        source_env: as pictures were, with as many rows as ``env``; None: the source's own.
+        source_env: as pictures were, with as many rows as ``env``, another one than that; None: the source's own.
         seed: fixes pairs, episodes and actions.
         device: where the networks live.
         folder: run folder for logs and checkpoints; None writes nothing.
@@ -112,7 +116,8 @@ class RePoAlignment(WorldModelAgent):
         pairs: pictures of now, ``observations [P, ...]``, and ``codes [P, E]`` of the source's of the same states.
 
     Raises:
-        ValueError: without a source, or if the two environments do not go the same way.
+        TypeError: if the source is no RePo, such as a folder.
+        ValueError: without a source, or if the two environments are one, or do not go the same way.
     """
 
     config_class = RePoAlignmentConfig
@@ -131,6 +136,10 @@ class RePoAlignment(WorldModelAgent):
         device: str | torch.device = "cpu",
         folder: str | Path | None = None,
     ) -> None:
+        if source is not None and not isinstance(source, RePo):
+            raise TypeError(
+                f"source is a {type(source).__name__}, expected a RePo: folders go into RePoAlignmentConfig(source=...)"
+            )
         self._source, self._source_env = source, source_env
         super().__init__(env, policy, config, seed=seed, device=device, folder=folder)
 
@@ -145,10 +154,22 @@ class RePoAlignment(WorldModelAgent):
         if self._source is None:
             if self.config.source is None:
                 raise ValueError("there is no source: give source=agent, or its checkpoint as source in the config")
-            self._source = RePo.load(self.config.source)
+            self._source = self._load_source(Path(self.config.source))
         policy = WorldModelPolicy.from_spec(self._source.policy.spec())
         policy.load_state_dict(self._source.policy.state_dict())
         return policy
+
+    def _load_source(self, given: Path) -> RePo:
+        """The source in its own environment; in ``source_env`` where that cannot be built again."""
+        folder = newest_checkpoint(given) or given
+        state = folder / STATE
+        rebuilt = not state.is_file() or load_json(state.read_text("utf-8"))["env"]["spec"] is not None
+        if not rebuilt and self._source_env is None:
+            raise ValueError(
+                f"source={str(given)!r}: its environment cannot be rebuilt from JSON; give it, wrapped as it was, as "
+                f"{type(self).__name__}(..., source_env=...)"
+            )
+        return RePo.load(folder, None if rebuilt else self._source_env)
 
     def _setup(self) -> None:
         super()._setup()
@@ -170,7 +191,12 @@ class RePoAlignment(WorldModelAgent):
             count = min(c.source_codes, int(replay.sizes.sum()))
             self.codes = self._source_code(replay.sample(count, 1, self.rng, policy.device).observations[:, 0])
             if c.num_pairs:
-                self.pairs = self._collect_pairs(self._source_env or self._source.env)
+                env = self._source_env or self._source.env
+                state = environment_state(env)
+                self.pairs = self._collect_pairs(env)
+                restore_environment(env, state)
+                if env is self._source.env:
+                    self._source.vec_env.moved = True  # its episodes go on where it left them
         self._source = self._source_env = None
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -185,6 +211,8 @@ class RePoAlignment(WorldModelAgent):
     def _collect_pairs(self, source: VectorEnv[Any, Any, Any]) -> dict[str, Tensor]:
         """Pictures of now and codes of then: the source's policy acts on what it knows, in both environments alike."""
         c, policy, rows = self.config, self.policy, self.env.num_envs
+        if source is self.env:
+            raise ValueError("the source's environment is env itself, expected another one: they play side by side")
         if source.num_envs != rows:
             raise ValueError(f"the source's environment has {source.num_envs} rows, the new one {rows}: must be equal")
         codes: list[Tensor] = []

@@ -108,6 +108,9 @@ class WorldModelAgent(SteppingAgent):
         self.belief = self.policy.initial(self.env.num_envs)
         self.steps = 0
 
+    def first_lesson(self) -> int:
+        return self.config.learning_starts
+
     @abstractmethod
     def update(self) -> dict[str, Tensor]:
         """One update from the replay buffer: numbers to log."""
@@ -178,10 +181,17 @@ class WorldModelAgent(SteppingAgent):
 
         Returns:
             the action or actions, and the state that the next call wants.
+
+        Raises:
+            ValueError: if observations have another shape, or are pictures of another dtype.
         """
-        device = self.policy.device
-        single = is_single(observation, self.env.single_observation_space)
-        seen = torch.as_tensor(np.asarray(observation)[None] if single else np.asarray(observation), device=device)
+        device, space, given = self.policy.device, self.env.single_observation_space, np.asarray(observation)
+        shape, picture = space.shape or (), space.dtype == np.uint8
+        if given.shape[-len(shape) :] != shape or given.ndim > len(shape) + 1 or (picture and given.dtype != np.uint8):
+            found, expected = (f"{a.dtype}{list(a.shape or ())}" for a in (given, space))
+            raise ValueError(f"observation is {found}, expected {expected}, or a batch of such")
+        single = is_single(given, space)
+        seen = torch.as_tensor(given[None] if single else given, device=device)
         belief = self.policy.initial(len(seen))
         if state is not None:
             h, z, action = (torch.as_tensor(part, device=device) for part in state)

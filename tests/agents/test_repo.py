@@ -14,7 +14,7 @@ from aligngym.agents.checkpoint import load_checkpoint
 from aligngym.agents.policies.control import TabularPolicy
 from aligngym.agents.policies.policy import RowNoise
 from aligngym.agents.policies.world_model import WorldModelPolicy
-from aligngym.agents.repo import RePo, RePoConfig, behaviour_losses, model_loss
+from aligngym.agents.repo import RePo, RePoConfig, actor_loss, critic_loss, model_loss
 from aligngym.agents.world_model.objectives import gaussian_kl, lambda_returns, unit_gaussian_loss
 from aligngym.agents.world_model.replay import Sequences
 from aligngym.agents.world_model.rssm import State
@@ -165,7 +165,8 @@ def test_actor_and_critic_minimise_what_they_should():
     policy, generator = agent.policy, torch.Generator().manual_seed(0)
     start = State(torch.randn(6, 8, generator=generator), torch.randn(6, 3, generator=generator))
     noise, action_noise = torch.randn(6, 4, 3, generator=generator), torch.randn(6, 4, 1, generator=generator)
-    actor_loss, critic_loss, logged = behaviour_losses(policy, start, noise, action_noise, agent.config)
+    of_actor, features, returned, logged = actor_loss(policy, start, noise, action_noise, agent.config)
+    of_critic = critic_loss(policy, features, returned)
     states, actions = policy.rssm.imagine(start, lambda f, n: policy.actions(f).sample(n).tanh(), noise, action_noise)
     gaussian = policy.actions(states.features[:, :-1])
     raw = gaussian.sample(action_noise).double()
@@ -176,12 +177,12 @@ def test_actor_and_critic_minimise_what_they_should():
     values = policy.critic(states.features)
     returns = lambda_returns(policy.reward(states.features[:, 1:]), values, 0.99, 0.95)
     assert logged["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-4)
-    torch.testing.assert_close(actor_loss, -returns.mean() - 0.1 * logged["entropy"])
-    torch.testing.assert_close(critic_loss, 0.5 * (values[:, :-1] - returns).square().mean())
+    torch.testing.assert_close(of_actor, -returns.mean() - 0.1 * logged["entropy"])
+    torch.testing.assert_close(of_critic, 0.5 * (values[:, :-1] - returns).square().mean())
     fixed = [*policy.reward.parameters(), *policy.actor.parameters(), *policy.rssm.parameters()]
-    assert all(g is None for g in torch.autograd.grad(critic_loss, fixed, allow_unused=True))
+    assert all(g is None for g in torch.autograd.grad(of_critic, fixed, allow_unused=True))
     expected = 0.5 * (policy.critic(states.features[:, :-1].detach()) - returns.detach()).square().mean()
-    slopes = [torch.autograd.grad(loss, policy.critic[0].weight)[0] for loss in (critic_loss, expected)]
+    slopes = [torch.autograd.grad(loss, policy.critic[0].weight)[0] for loss in (of_critic, expected)]
     torch.testing.assert_close(*slopes)
 
 
@@ -194,7 +195,7 @@ def test_the_actors_gradient_is_that_of_the_imagined_return():
     h, z, *noise = (torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes)
 
     def loss():
-        return behaviour_losses(policy, State(h, z), *noise, agent.config)[0]
+        return actor_loss(policy, State(h, z), *noise, agent.config)[0]
 
     bias = policy.actor[-1].bias
     (slope,) = torch.autograd.grad(loss(), bias)
@@ -207,6 +208,17 @@ def test_the_actors_gradient_is_that_of_the_imagined_return():
             bias[i] += 1e-2
             assert float((above - below) / 2e-2) == pytest.approx(float(slope[i]), rel=2e-2, abs=1e-6)
     assert slope.abs().min() > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_losses_are_descended_alike(kind, monkeypatch):
+    """Through the compiler's tracing of both passes, without its code generator."""
+    plain = small(**KINDS[kind]).learn(100)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compiled = small(compile=True, **KINDS[kind]).learn(100)
+    for one, two in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

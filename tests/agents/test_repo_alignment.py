@@ -9,6 +9,7 @@ import torch
 from aligngym.agents.checkpoint import load_checkpoint
 from aligngym.agents.repo import RePo, RePoConfig
 from aligngym.agents.repo_alignment import RePoAlignment, RePoAlignmentConfig
+from aligngym.agents.world_model.networks import normalized
 from aligngym.agents.world_model.support import SupportConstraint
 from aligngym.reproduce.rotated import rotated_points
 
@@ -127,6 +128,26 @@ def test_a_source_from_its_checkpoint(tmp_path):
     RePoAlignment.load(tmp_path / "saved").learn(20)
 
 
+def test_a_source_whose_environment_is_given(source, tmp_path):
+    """A run's folder counts as its newest checkpoint; its environment is made of objects."""
+    source.save(tmp_path / "run" / "last")
+    config = RePoAlignmentConfig(source=str(tmp_path / "run"), **CONFIG)
+    agent = RePoAlignment(rotated_points(2, view=1), config=config, source_env=rotated_points(2))
+    assert torch.equal(agent.pairs["observations"], aligned(source).pairs["observations"])
+    with pytest.raises(ValueError, match=r"run': its environment cannot be rebuilt .* source_env="):
+        RePoAlignment(rotated_points(2, view=1), config=config)
+    with pytest.raises(ValueError, match="nothing is no checkpoint"):
+        RePoAlignment(rotated_points(2), config=RePoAlignmentConfig(source=str(tmp_path / "nothing")))
+
+
+def test_what_is_no_source_is_refused(source):
+    with pytest.raises(TypeError, match=r"is a str, expected a RePo: folders go into RePoAlignmentConfig\(source="):
+        RePoAlignment(rotated_points(2), source="runs/first")
+    env = rotated_points(2)
+    with pytest.raises(ValueError, match="is env itself, expected another"):
+        RePoAlignment(env, config=RePoAlignmentConfig(**CONFIG), source=source, source_env=env)
+
+
 # The constraint
 
 
@@ -197,3 +218,27 @@ def test_the_loss_of_codes_pulls_them_where_the_critic_finds_the_source():
 def test_bad_configs_are_one_sentence(options, message):
     with pytest.raises(ValueError, match=message):
         RePoAlignmentConfig(**options)
+
+
+def test_support_alone_draws_new_codes_to_old_ones(source):
+    """Old codes are moved aside; nothing but the constraint says where they are."""
+    rates = dict.fromkeys(("encoder_learning_rate", "support_learning_rate", "weight_learning_rate"), 3e-3)
+    agent = aligned(source, num_pairs=0, updates_per_iteration=40, **rates | {"batch_size": 32})
+    agent.codes = agent.codes + 3.0
+
+    @torch.no_grad()
+    def distance():
+        pictures = agent.replay.sample(64, 1, np.random.default_rng(0), agent.policy.device).observations[:, 0]
+        return float((agent.policy.encoder(normalized(pictures)).mean(0) - agent.codes.mean(0)).norm())
+
+    distances = [agent.learn(20) and distance() for _ in range(4)]
+    assert distances[0] > 5 and distances[-1] < 0.6 * distances[0]
+
+
+def test_a_source_that_trains_on_is_as_it_would_have_been():
+    one, other = (RePo(rotated_points(2), config=RePoConfig(**SMALL), seed=1).learn(80) for _ in range(2))
+    aligned(other)
+    one.learn(40)
+    other.learn(40)
+    np.testing.assert_array_equal(one.replay.arrays["observations"], other.replay.arrays["observations"])
+    assert all(torch.equal(a, b) for a, b in zip(one.policy.parameters(), other.policy.parameters(), strict=True))
