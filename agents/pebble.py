@@ -16,17 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor
 
 from ..trajectories import stack
+from .agent import AgentConfig
 from .checkpoint import read_generator, write_generator
 from .pbrl.dataset import PreferenceDataset
 from .pbrl.queries import disagreement_queries, entropy_queries, uniform_queries
@@ -34,7 +37,8 @@ from .pbrl.replay import EpisodeRecord, RewardlessReplayBuffer, RunningDeviation
 from .pbrl.reward_model import EnsembleRewardModel
 from .pbrl.reward_training import RewardTrainingConfig, fit_reward_model
 from .pbrl.segments import Segments, sample_segments
-from .pbrl.teachers import ScriptedTeacher
+from .pbrl.teachers import ScriptedTeacher, Teacher
+from .policies.policy import Policy
 from .sb3 import SAC
 from .sb3_config import SACConfig
 
@@ -124,12 +128,22 @@ class PEBBLEConfig(SACConfig):
 
 
 class PEBBLE(SAC):
-    """Soft actor-critic on rewards that are learned from a scripted teacher's preferences.
+    """Soft actor-critic on rewards that are learned from a teacher's preferences.
 
     The teacher compares by ``info["true_reward"]`` of the steps; in an environment without it, by the steps' rewards.
     Nothing else reads these, but for ``rollout/reward_mean`` and evaluation, which report the environment's rewards.
 
-    Observations are one vector of numbers; arguments are those of :class:`.sb3.SAC`.
+    Observations are one vector of numbers. Give a teacher of your own as ``teacher``, a person for example; it must be
+    given to :meth:`load` again.
+
+    Args:
+        env: as :class:`.sb3.SAC`'s.
+        policy: as SAC's.
+        config: the options.
+        seed: as SAC's.
+        device: as SAC's.
+        folder: as SAC's.
+        teacher: instead of the scripted one of the config.
 
     Attributes:
         reward_model: the ensemble.
@@ -138,22 +152,46 @@ class PEBBLE(SAC):
         queries: questions asked so far.
 
     Raises:
-        ValueError: if the observations are something else; in training, if no episode is as long as a segment by the
-            time of the first round.
+        ValueError: if the observations are something else, or for two teachers; in training, if no episode is as long
+            as a segment by the time of the first round, or if a teacher's answers are none.
     """
 
     config_class = PEBBLEConfig
     config: PEBBLEConfig
+    warmup = "learning_starts or unsupervised_steps"
     reward_model: EnsembleRewardModel
     record: EpisodeRecord
     preferences: PreferenceDataset | None = None
     queries: int = 0
     _fit: Mapping[str, float] = MappingProxyType({})  # metrics of the last round
 
+    def __init__(
+        self,
+        env: str | VectorEnv[Any, Any, Any],
+        policy: str | Policy | None = None,
+        config: AgentConfig | None = None,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        folder: str | Path | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(env, policy, config, seed=seed, device=device, folder=folder)
+        scripted = self.config.teacher()
+        if teacher is not None and scripted != ScriptedTeacher():
+            raise ValueError(f"the config has a {scripted}, and another teacher was given: choose one")
+        self.teacher: Teacher = scripted if teacher is None else teacher
+        self.own_teacher = teacher is not None
+
+    def first_lesson(self) -> int:
+        """The first questions; all before is exploration."""
+        return self.config.learning_starts + self.config.unsupervised_steps + 1
+
     def _model_options(self) -> dict[str, Any]:
         c, space = self.config, self.env.single_observation_space
         if not isinstance(space, spaces.Box) or is_image_space(space):
-            raise ValueError(f"the observations have the space {space}: PEBBLE takes a Box of numbers, no image")
+            name = type(self).__name__
+            raise ValueError(f"the observations have the space {space}: {name} takes a Box of numbers, no image")
         self._teacher_rng = np.random.default_rng([self.seed, 3])
         dims = spaces.flatdim(space), spaces.flatdim(self.env.single_action_space)
         generator = torch.Generator().manual_seed(self.seed)
@@ -228,7 +266,9 @@ class PEBBLE(SAC):
     def _answer(self, segments: Segments, truth: Tensor) -> PreferenceDataset | None:
         """Ask about segment ``2 i`` against ``2 i + 1``, and add the answers; returns them, None if all are skipped."""
         usual = self.record.mean_step_reward() * self.config.segment_length
-        labels = self.config.teacher().label(truth[0::2], truth[1::2], self._teacher_rng, usual)
+        labels = torch.as_tensor(self.teacher.answer(segments, truth, self._teacher_rng, usual)).float()
+        if labels.shape != (len(truth) // 2,):
+            raise ValueError(f"the teacher's answers have shape {tuple(labels.shape)}, expected ({len(truth) // 2},)")
         self.queries += len(labels)
         answered = ~labels.isnan()
         if not answered.any():
@@ -288,6 +328,7 @@ class PEBBLE(SAC):
     def _state(self) -> dict[str, Any]:
         return super()._state() | {
             "queries": self.queries,
+            "own_teacher": self.own_teacher,
             "fit": dict(self._fit),
             "teacher_rng": write_generator(self._teacher_rng),
             "record": self.record.get_state()[1],
@@ -301,10 +342,45 @@ class PEBBLE(SAC):
         if answers := dict(tensors["preferences"]):
             labels = answers.pop("labels")
             self.preferences = joined(None, Segments(**answers), labels)
+        self.own_teacher = state.get("own_teacher", False)
         self.record.set_state(tensors["record"], state["record"])
         self.queries, self._fit = state["queries"], state["fit"]
         self._teacher_rng = read_generator(state["teacher_rng"])
         self.buffer.exploring, self.buffer.deviation = state["exploring"], RunningDeviation(**state["deviation"])
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        env: str | VectorEnv[Any, Any, Any] | None = None,
+        *,
+        policy: Policy | None = None,
+        config: AgentConfig | None = None,
+        device: str | torch.device = "cpu",
+        run_folder: str | Path | None = None,
+        teacher: Teacher | None = None,
+    ) -> Self:
+        """Restore an agent; see :meth:`.agent.Agent.load`.
+
+        Args:
+            folder: what :meth:`save` wrote.
+            env: needed where the environment was built with objects that JSON cannot hold, or wrapped.
+            policy: needed for policy classes of your own.
+            config: if given, must equal the saved one.
+            device: where to put the policy.
+            run_folder: logs go on there.
+            teacher: made like the one that the saved agent was given; none otherwise.
+
+        Raises:
+            ValueError: if a teacher is missing, or was not expected.
+        """
+        agent = super().load(folder, env, policy=policy, config=config, device=device, run_folder=run_folder)
+        if agent.own_teacher != (teacher is not None):
+            wanted = "needs the teacher that the agent was given" if agent.own_teacher else "takes no teacher"
+            raise ValueError(f"{folder} {wanted}: load(folder, teacher=...) is for teachers of your own")
+        if teacher is not None:
+            agent.teacher = teacher
+        return agent
 
 
 def joined(old: PreferenceDataset | None, segments: Segments, labels: Tensor) -> PreferenceDataset:

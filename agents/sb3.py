@@ -94,7 +94,8 @@ class SB3Agent(SteppingAgent):
 
     def _build_model(self) -> Any:
         """Stable-Baselines3's agent, seeded as it seeds itself."""
-        check_spaces(self.algorithm, self.env.single_observation_space, self.env.single_action_space)
+        spaces = self.env.single_observation_space, self.env.single_action_space
+        check_spaces(self.algorithm, *spaces, name=type(self).__name__)
         self.randomness = GlobalRandomness(self._device)
         self.vec_env = self._make_vec_env()
         cls = ALGORITHMS[self.algorithm]
@@ -184,6 +185,9 @@ class SAC(SB3Agent):
 
     config_class: ClassVar[type[SACConfig]] = SACConfig
     algorithm = "sac"
+
+    def first_lesson(self) -> int:
+        return int(self.config.learning_starts) + 1
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         model = self.model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..trajectories import Trajectories
 from .agent import Agent
+from .callbacks import Callback
 from .checkpoint import flatten_optimizer, restore_optimizer
 from .sb3_env import SeededVecEnv
 
@@ -26,7 +29,28 @@ class SteppingAgent(Agent):
     """
 
     unit = "steps"
+    warmup: ClassVar[str] = "learning_starts"
+    """The options that put off what :meth:`first_lesson` says, for people."""
     vec_env: SeededVecEnv
+
+    def first_lesson(self) -> int:
+        """The step from which on the agent learns what it is meant to."""
+        return 0
+
+    def learn(self, total_episodes: int, callback: Callback | Sequence[Callback] | None = None) -> Self:
+        """Train for at least ``total_episodes`` further steps; see :meth:`Agent.learn`.
+
+        Warns:
+            UserWarning: if they end before the agent learns anything.
+        """
+        first, every = self.first_lesson(), getattr(self.config, "steps_per_iteration", 1)
+        if math.ceil((self.episodes + total_episodes) / every) * every < first:
+            warnings.warn(
+                f"{type(self).__name__} learns from step {first} on, which these {total_episodes} steps do not reach, "
+                f"so that nothing is learned: train for more, or lower {self.warmup}",
+                stacklevel=2,
+            )
+        return super().learn(total_episodes, callback)
 
     def _make_vec_env(self) -> SeededVecEnv:
         """The training environment; the agent draws a seed for every episode."""

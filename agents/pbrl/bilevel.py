@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """A scalar of the logits and the rewards, differentiable in both."""
+Solver = Literal["cg", "direct"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +43,33 @@ class RewardlessMDP:
     Attributes:
         transitions: ``[S, A, S]``, probabilities of the next state.
         start: ``[S]``, probabilities of the first one.
-        gamma: discount.
+        gamma: discount, in [0, 1]; below 1 where episodes are endless.
+
+    Raises:
+        ValueError: for another discount, or probabilities that do not sum to 1.
     """
 
     transitions: Tensor
     start: Tensor
     gamma: float
 
+    def __post_init__(self) -> None:
+        for name in ("transitions", "start"):
+            values: Tensor = getattr(self, name)
+            total = values.sum(-1)
+            if bool((values < 0).any()) or not torch.allclose(total, torch.ones_like(total), atol=1e-9):
+                raise ValueError(f"{name} holds what is no distribution: its last axis must sum to 1")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma}: must be in [0, 1]")
+
+    def require_discount(self) -> None:
+        """Raise a ValueError where endless episodes would be worth infinitely much."""
+        if self.gamma == 1:
+            raise ValueError(f"gamma={self.gamma}: must be below 1 for endless episodes")
+
     def discounted_return(self, logits: Tensor, rewards: Tensor) -> Tensor:
         """Expected discounted sum of the rewards ``[S, A]`` of endless episodes, by a linear solve."""
+        self.require_discount()
         policy = logits.softmax(1)
         step = torch.einsum("sa,sat->st", policy, self.transitions)
         paid = (policy * rewards).sum(1)
@@ -79,6 +98,9 @@ class DiscountedEntropy:
 
     mdp: RewardlessMDP
     temperature: float
+
+    def __post_init__(self) -> None:
+        self.mdp.require_discount()
 
     def value(self, logits: Tensor, rewards: Tensor) -> Tensor:
         return self.mdp.discounted_return(logits, rewards - self.temperature * logits.log_softmax(1))
@@ -227,7 +249,7 @@ def implicit_gradient(
     logits: Tensor,
     rewards: Tensor,
     *,
-    solver: Literal["cg", "direct"] = "cg",
+    solver: Solver = "cg",
     damping: float = 0.0,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
@@ -246,8 +268,10 @@ def implicit_gradient(
         explicit and implicit part, ``[S, A]`` each.
 
     Raises:
-        ValueError: if ``logits`` are no optimum, or the direct solve is of a singular matrix.
+        ValueError: for an unknown solver, if ``logits`` are no optimum, or the direct solve is of a singular matrix.
     """
+    if solver not in get_args(Solver):
+        raise ValueError(f"solver={solver!r}: must be one of {', '.join(get_args(Solver))}")
     slope = _gradient(lower, logits, rewards)[0].norm()
     if not float(slope) <= tolerance:
         raise ValueError(f"the gradient of the lower level is {float(slope):.2g} there: solve it first")

@@ -11,10 +11,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .segments import Segments
+
+
+class Teacher(Protocol):
+    """Who compares segments."""
+
+    def answer(
+        self, segments: Segments, rewards: Tensor, rng: np.random.Generator, segment_return: float | None = None
+    ) -> Tensor:
+        """Compare segment ``2 i`` with segment ``2 i + 1``.
+
+        Args:
+            segments: ``2 P`` of them.
+            rewards: ``[2 P, L]`` true rewards of their steps, for a teacher who judges by them.
+            rng: for what is random in the answers: whoever draws from it alone answers alike after a resume.
+            segment_return: what a segment returns on average.
+
+        Returns:
+            ``[P]``: 1 the first is preferred, 0 the second, 0.5 both are equal, or between; NaN skipped.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +78,11 @@ class ScriptedTeacher:
         for name in ("eps_skip", "eps_equal"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0, and finite")
+
+    def answer(
+        self, segments: Segments, rewards: Tensor, rng: np.random.Generator, segment_return: float | None = None
+    ) -> Tensor:
+        return self.label(rewards[0::2], rewards[1::2], rng, segment_return)
 
     def label(
         self, first: Tensor, second: Tensor, rng: np.random.Generator, segment_return: float | None = None

@@ -127,8 +127,10 @@ def policy_name(observation_space: gym.Space[Any]) -> str:
     return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"
 
 
-def check_spaces(algorithm: Algorithm, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
-    """Raise a ValueError, which says what is allowed, for spaces that the algorithm does not handle."""
+def check_spaces(
+    algorithm: Algorithm, observation_space: gym.Space[Any], action_space: gym.Space[Any], name: str
+) -> None:
+    """Raise a ValueError, which says what the agent ``name`` takes, for spaces that the algorithm does not handle."""
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
     if wrong := [s for s in parts if not isinstance(s, spaces.Box | spaces.Discrete)]:
         raise ValueError(f"the observations have the space {wrong[0]}: take Box, Discrete, or one dictionary of them")
@@ -136,10 +138,10 @@ def check_spaces(algorithm: Algorithm, observation_space: gym.Space[Any], action
         raise ValueError(f"the pictures have the shape {small[0]}: the networks take at least {LEAST} by {LEAST}")
     continuous = isinstance(action_space, spaces.Box) and action_space.is_bounded("both")
     if algorithm == "sac" and not continuous:
-        raise ValueError(f"the actions have the space {action_space}: SAC takes a Box with finite bounds")
+        raise ValueError(f"the actions have the space {action_space}: {name} takes a Box with finite bounds")
     if not (continuous or (isinstance(action_space, spaces.Discrete) and action_space.start == 0)):
         raise ValueError(
-            f"the actions have the space {action_space}: PPO takes a Box with finite bounds, or Discrete from 0"
+            f"the actions have the space {action_space}: {name} takes a Box with finite bounds, or Discrete from 0"
         )
 
 

@@ -105,7 +105,7 @@ def test_updates_that_were_due_meanwhile_are_made_up_for(every, each):
 
 def test_episodes_shorter_than_a_segment_are_reported():
     agent = small(pendulum(max_episode_steps=4)).learn(60)
-    with pytest.raises(ValueError, match="segment_length=5: 400 steps gave 0 segments; the longest episode has 4 steps"):
+    with pytest.raises(ValueError, match="=5: 500 steps gave 0 segments; the longest episode has 4 steps"):
         agent.ask()
     assert agent.model.gradient_steps == 1
 
@@ -257,7 +257,7 @@ def test_it_is_added_to_the_loss_of_every_update():
 def test_it_is_taken_off_the_loss_by_its_weight_for_every_member(monkeypatch):
     seen = []
     agent = small(implicit=2.0).learn(60)
-    fresh = agent._fresh = agent._answer(*agent._play(6))
+    fresh = agent._fresh = agent._answer(*agent._play(8))
     monkeypatch.setattr(PEBBLE, "_fit_reward", lambda self, preferences, further=None: seen.append(further()) or {})
     agent._fit_reward(agent.preferences)
     value = agent._through_actor(fresh)().item()

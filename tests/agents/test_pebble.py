@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aligngym.agents.checkpoint import load_checkpoint
+from aligngym.agents.parl import PARL
 from aligngym.agents.pbrl.teachers import ScriptedTeacher
 from aligngym.agents.pebble import PEBBLE, PEBBLEConfig
 from aligngym.agents.sb3 import SACConfig
@@ -157,6 +158,7 @@ def test_global_generators_are_neither_read_nor_moved():
     ("options", "message"),
     [
         ({"segment_length": 0}, "segment_length=0"),
+        ({"segment_length": 5.0}, r"segment_length=5\.0: must be a whole number"),
         ({"max_queries": 0}, "max_queries=0"),
         ({"unsupervised_steps": -1}, "unsupervised_steps=-1"),
         ({"reward_learning_rate": 0.0}, "reward_learning_rate=0.0"),
@@ -184,9 +186,12 @@ def test_the_defaults_are_the_published_ones():
     assert teacher == ScriptedTeacher(beta=1.0, gamma=0.9, eps_mistake=0.1, eps_skip=0.2, eps_equal=0.3)
 
 
-def test_other_observations_are_refused():
-    with pytest.raises(ValueError, match="PEBBLE takes a Box of numbers"):
-        small(make_env("MountainCarContinuous-v0", 1, wrappers=[Named]))
+def test_other_spaces_are_refused():
+    for cls in (PEBBLE, PARL):
+        with pytest.raises(ValueError, match=f"{cls.__name__} takes a Box of numbers"):
+            cls(make_env("MountainCarContinuous-v0", 1, wrappers=[Named]))
+        with pytest.raises(ValueError, match=f"{cls.__name__} takes a Box with finite bounds"):
+            cls("CartPole-v1")
 
 
 class Named(gym.ObservationWrapper):
@@ -209,6 +214,58 @@ def test_the_command_line_trains_and_resumes(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path / "run"), "--episodes", "260"]) == 0
     assert "260/260 steps" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "run" / "last")[1]["queries"] == 12
+
+
+# A teacher of one's own
+
+
+class Careful:
+    """Prefers the segment of less torque, by chance now and then."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def answer(self, segments, rewards, rng, segment_return=None):
+        self.asked += len(segments) // 2
+        assert rewards.shape == segments.mask.shape and math.isfinite(segment_return)
+        size = -segments.actions.abs().sum((1, 2))
+        better = (size[0::2] > size[1::2]).double()
+        return better.where(torch.from_numpy(rng.random(len(better)) > 0.2), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("cls", [PEBBLE, PARL])
+def test_a_teacher_of_ones_own_answers_and_is_given_again(cls, tmp_path):
+    def made(teacher=None, **options):
+        fresh = {"fresh_queries": 4} if cls is PARL else {}
+        config = cls.config_class(**SMALL | {"steps_between_queries": 40} | fresh | options)
+        return cls(make_env("Pendulum-v1", max_episode_steps=LIMIT), config=config, seed=3, teacher=teacher)
+
+    straight, half, teacher = made(Careful()).learn(140), made(Careful()).learn(80), Careful()
+    assert straight.teacher.asked == straight.queries == 12
+    sizes = straight.preferences.segments.actions.abs().sum((1, 2)).reshape(-1, 2)
+    sure, labels = straight.preferences.labels != 0.5, straight.preferences.labels
+    assert 0 < sure.sum() < 12 and torch.equal(labels[sure], (sizes[:, 0] < sizes[:, 1]).float()[sure])
+    half.save(tmp_path / "saved")
+    env = make_env("Pendulum-v1", max_episode_steps=LIMIT)
+    resumed = cls.load(tmp_path / "saved", env, teacher=teacher).learn(140 - half.episodes)
+    assert equal(resumed, straight) and teacher.asked == half.queries == 6
+    with pytest.raises(ValueError, match="saved needs the teacher that the agent was given"):
+        cls.load(tmp_path / "saved", env)
+    made().save(tmp_path / "scripted")
+    with pytest.raises(ValueError, match="scripted takes no teacher"):
+        cls.load(tmp_path / "scripted", env, teacher=teacher)
+    with pytest.raises(ValueError, match=r"the config has a ScriptedTeacher\(beta=1.0.*choose one"):
+        made(teacher, teacher_beta=1.0)
+
+
+def test_answers_of_another_shape_are_refused():
+    class Odd(Careful):
+        def answer(self, *args):
+            return super().answer(*args)[1:]
+
+    agent = PEBBLE(make_env("Pendulum-v1", max_episode_steps=LIMIT), config=PEBBLEConfig(**SMALL), teacher=Odd())
+    with pytest.raises(ValueError, match=r"answers have shape \(5,\), expected \(6,\)"):
+        agent.learn(80)
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 """PEBBLE's rounds: when the teacher is asked about what, how its answers are fitted, what the first one changes."""
 
 import copy
+import json
+import threading
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 
+from aligngym.agents.pbrl.human import HumanTeacher
 from aligngym.agents.pbrl.reward_training import fit_reward_model
 from aligngym.agents.pbrl.segments import sample_segments
+from aligngym.agents.pebble import PEBBLE, PEBBLEConfig
 from aligngym.trajectories import stack
 
-from .small_pebble import LIMIT, paying, small
-from .small_sb3 import Metrics, make_env
+from .small_pebble import LIMIT, SMALL, paying, small
+from .small_sb3 import Metrics, equal, make_env
 
 
 def test_the_teacher_is_asked_at_its_times_and_never_too_often():
@@ -152,3 +157,43 @@ def test_no_finished_episode_is_reported():
         agent.learn(100)
     with pytest.raises(ValueError, match="length=16: the longest episode has 15 steps"):
         small(segment_length=16).learn(100)
+
+
+class Person:
+    """Someone who always prefers the left clip, in a page for each round."""
+
+    def __init__(self, folder, announce):
+        self.folder, self.announce = folder, announce
+
+    def answer(self, segments, rewards, rng, segment_return=None):
+        path, black = self.folder / f"{segments.digest()}.jsonl", np.zeros((2, 4, 4, 3), np.uint8)
+        person = HumanTeacher(lambda row: black, path, segments, announce=self.announce)
+        return person.collect(torch.arange(len(segments)).reshape(-1, 2))
+
+
+def press_left(url):
+    def ask(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=20) as reply:
+            return json.loads(reply.read())
+
+    def press():
+        state = ask("state")
+        while state["pair"]:
+            state = ask("answer", {"pair": state["pair"], "answer": "left"})
+        ask("finish", {})
+
+    threading.Thread(target=press, daemon=True).start()
+
+
+def test_a_person_answers_and_is_not_asked_again_after_a_resume(tmp_path):
+    agent = PEBBLE(pendulum(), config=PEBBLEConfig(**SMALL), teacher=Person(tmp_path, press_left)).learn(60)
+    agent.save(tmp_path / "saved")
+    agent.learn(20)
+    assert agent.queries == 6 and (agent.preferences.labels == 1).all()
+    again = PEBBLE.load(tmp_path / "saved", pendulum(), teacher=Person(tmp_path, pytest.fail)).learn(20)
+    assert equal(again, agent) and len([*tmp_path.glob("*.jsonl")]) == 1
+
+
+def pendulum():
+    return make_env("Pendulum-v1", max_episode_steps=LIMIT)

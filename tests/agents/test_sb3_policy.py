@@ -117,7 +117,7 @@ def test_spaces_that_do_not_fit_are_named(name, env_id, message):
 def test_unbounded_actions_are_refused():
     for action in (gym.spaces.Box(-np.inf, 1, (2,)), gym.spaces.Discrete(3, start=1)):
         with pytest.raises(ValueError, match="Box with finite bounds, or Discrete from 0"):
-            check_spaces("ppo", SPACES["vector"], action)
+            check_spaces("ppo", SPACES["vector"], action, "PPO")
 
 
 def test_small_pictures_are_refused():
@@ -125,7 +125,7 @@ def test_small_pictures_are_refused():
         picture = gym.spaces.Box(0, 255, shape, np.uint8)
         for space in (picture, gym.spaces.Dict({"image": picture})):
             with pytest.raises(ValueError, match="take at least 36 by 36"):
-                check_spaces("sac", space, gym.spaces.Box(-1, 1, (2,)))
+                check_spaces("sac", space, gym.spaces.Box(-1, 1, (2,)), "SAC")
     SB3Policy.build("sac", gym.spaces.Box(0, 255, (3, 36, 36), np.uint8), gym.spaces.Box(-1, 1, (2,)))
 
 

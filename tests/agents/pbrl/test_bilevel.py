@@ -1,5 +1,6 @@
 """The tabular bilevel problem: gradients against differences of solved problems, and known answers of its parts."""
 
+import dataclasses
 import itertools
 from functools import cache
 
@@ -99,6 +100,23 @@ def test_both_solvers_agree_and_singular_matrices_are_refused():
     torch.testing.assert_close(damped, exact, rtol=1e-5, atol=1e-6)
     _, strongly = implicit_gradient(upper, lower.value, logits, rewards, solver="direct", damping=1.0)
     assert strongly.norm() < 0.5 * exact.norm()
+
+
+def test_what_is_no_problem_is_refused():
+    lower, upper, logits, rewards = solved("utility", 0)
+    with pytest.raises(ValueError, match="solver='newton': must be one of cg, direct"):
+        implicit_gradient(upper, lower.value, logits, rewards, solver="newton")
+    mdp = lower.mdp
+    for name in ("transitions", "start"):
+        with pytest.raises(ValueError, match=f"{name} holds what is no distribution"):
+            dataclasses.replace(mdp, **{name: 2 * getattr(mdp, name)})
+    with pytest.raises(ValueError, match=r"gamma=1\.1: must be in \[0, 1\]"):
+        dataclasses.replace(mdp, gamma=1.1)
+    endless = dataclasses.replace(mdp, gamma=1.0)
+    with pytest.raises(ValueError, match=r"gamma=1\.0: must be below 1 for endless"):
+        endless.discounted_return(logits, rewards)
+    with pytest.raises(ValueError, match=r"gamma=1\.0: must be below 1 for endless"):
+        DiscountedEntropy(mdp=endless, temperature=0.1)
 
 
 def test_away_from_the_optimum_there_is_no_implicit_gradient():
