@@ -40,7 +40,8 @@ def list_(what: Positional[Literal["all", "envs", "agents", "models", "rewards"]
 
 def rows(table: dict[str, str]) -> list[str]:
     """Lines of a table: a name, and what it is."""
-    return [f"  {name:18}{text}" for name, text in table.items()]
+    width = max(18, *(len(name) + 2 for name in table))
+    return [f"  {name:{width}}{text}" for name, text in table.items()]
 
 
 def assets(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -42,7 +43,8 @@ def train(args: Sequence[str]) -> None:
     from .agents.registry import agent_class
 
     saved, values, resume = _early_options(args)
-    config_class = agent_class(saved.agent).config_class
+    agent = agent_class(saved.agent)
+    config_class = agent.config_class
     config = config_class.from_dict(values) if values else config_class()
     options = dataclasses.make_dataclass(
         "Options",
@@ -52,7 +54,7 @@ def train(args: Sequence[str]) -> None:
             ("config", OmitArgPrefixes[config_class]),  # type: ignore[misc,valid-type]
         ],
         bases=(Experiment,),
-        namespace={"__doc__": Experiment.__doc__ + RESUME_HELP if Experiment.__doc__ else None},
+        namespace={"__doc__": (Experiment.__doc__ or "").replace(UNITS, agent.unit) + RESUME_HELP},
         frozen=True,
         kw_only=True,
     )
@@ -61,6 +63,7 @@ def train(args: Sequence[str]) -> None:
     print(run(Experiment(**_fields(given)), given.config, resume=given.resume))
 
 
+UNITS = "episodes, gradient updates or environment steps, as the agent counts"  # in Experiment's help
 RESUME_HELP = "    resume: folder of a run to go on with from its newest checkpoint, or one of its checkpoints.\n    "
 
 
@@ -267,8 +270,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        exit code: 0, 1 if `data check` found something, 2 for bad input (one sentence on stderr), 130 after Ctrl-C.
+        exit code: 0, 1 if `data check` found something, 2 for bad input (one sentence on stderr), 130 after Ctrl-C, 141
+        where nobody reads the output to its end, as after `| head`.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes what is left when it ends
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """The command; whatever it raises is on stderr, but for output that nobody reads."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
@@ -290,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            print(flush=True)  # raises it again if the pipe is the output, and not that to a process which died
         if debug:
             traceback.print_exc()
         else:

@@ -44,13 +44,15 @@ class AgentConfig:
     """Base of all configurations: frozen, keyword-only, JSON-able; also the command line and the checkpoint."""
 
     def __post_init__(self) -> None:
-        """Check the fields that have a fixed set of values; a subclass checks the ranges of its numbers.
+        """Check fields of whole numbers and of a fixed set of values; a subclass checks the ranges of its numbers.
 
         Raises:
             ValueError: naming the field, its value and what is allowed.
         """
         hints = get_type_hints(type(self))
         for name, value in vars(self).items():
+            if hints[name] is int and not isinstance(value, int | np.integer):
+                raise ValueError(f"{name}={value!r}: must be a whole number")
             if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(get_args(hints[name]))}")
 
@@ -128,7 +130,6 @@ class Agent(ABC):
         generator = torch.Generator().manual_seed(seed)
         if not isinstance(policy, Policy):
             policy = self.default_policy(policy, generator)
-        policy.check_spaces(self.env.single_observation_space, self.env.single_action_space)
         self.policy = policy.to(device)
         self.iteration = self.episodes = 0
         limit = getattr(self.env.spec, "max_episode_steps", None)
@@ -136,6 +137,7 @@ class Agent(ABC):
         self.callback: Callback = CallbackList([])
         self._logger: Logger | None = None
         self._setup()
+        self.policy.check_spaces(self.env.single_observation_space, self.env.single_action_space)
 
     @classmethod
     def environment_options(cls, split: str) -> dict[str, Any]:

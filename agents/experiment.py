@@ -51,9 +51,8 @@ class Experiment:
         max_new_tokens: tokens of a completion at most. None: the environment's default.
         env_options: further arguments of the environment, as JSON: '{"max_prompt_tokens": 128}'.
         policy_options: arguments of an image policy, as JSON: '{"guidance": 3, "sampler": "dance_sde"}'.
-        episodes: episodes in all; a resumed run goes on up to this number. Gradient updates of agents that learn from a
-            dataset (iql, bc, pearl), environment steps of Stable-Baselines3's (sac, sb3-ppo, pebble); so for eval_every
-            and checkpoint_every.
+        episodes: how many episodes, gradient updates or environment steps, as the agent counts; a resumed run goes on
+            up to this number. So for eval_every and checkpoint_every.
         seed: of initial weights, prompts and actions: the same seed gives the same run.
         out: folder of the run. None: a new one in runs/.
         eval_episodes: held-out episodes in an evaluation.
@@ -191,11 +190,12 @@ def new_folder(experiment: Experiment) -> Path:
     """Make the run's folder, ``out`` or the first free name in ``runs/``.
 
     Raises:
-        ValueError: if ``out`` already holds a run.
+        ValueError: if ``out`` already holds a run that began, or something else.
     """
     if experiment.out is not None:
         folder = Path(experiment.out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # A run that was stopped before its first checkpoint leaves nothing but its description.
+        if folder.exists() and (not folder.is_dir() or any(p.name != RUN_FILE for p in folder.iterdir())):
             raise ValueError(
                 f"{folder} is not empty: give another folder, or resume the run in it with --resume {folder}"
             )
@@ -225,14 +225,20 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
     """
     path = Path(path)
     if (path / RUN_FILE).is_file():
-        saved = [p for p in (path / "last", *checkpoints(path / "checkpoints")) if (p / STATE).is_file()]
-        if not saved:
+        newest = newest_checkpoint(path)
+        if newest is None:
             raise ValueError(f"{path} has no checkpoint yet, so there is nothing to resume or evaluate: start it again")
-        return max(saved, key=episodes_seen), path
+        return newest, path
     run = next((p for p in path.resolve().parents if (p / RUN_FILE).is_file()), None)
     if run is None or not path.is_dir():
         raise ValueError(f"{path} is no folder of a run (it has no {RUN_FILE}) and no checkpoint in one")
     return path, run
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Of a run's folder; None where there is none."""
+    saved = [p for p in (folder / "last", *checkpoints(folder / "checkpoints")) if (p / STATE).is_file()]
+    return max(saved, key=episodes_seen, default=None)
 
 
 def episodes_seen(checkpoint: Path) -> int:

@@ -260,14 +260,18 @@ def test_debug_shows_where(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_errors_that_are_no_bad_input_name_their_kind(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyError("x"), "KeyError: 'x' (--debug shows where)"), (BrokenPipeError("of a process"), "of a process")],
+)
+def test_errors_that_are_no_bad_input_name_their_kind(error, said, monkeypatch, capsys):
     def broken():
         """Broken."""
-        raise KeyError("x")
+        raise error
 
     monkeypatch.setitem(COMMANDS, "list", (broken, ""))
     assert main(["list"]) == 2
-    assert capsys.readouterr().err == "error: KeyError: 'x' (--debug shows where)\n"
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_ctrl_c_saves_and_says_where(tmp_path):
@@ -293,6 +297,14 @@ def test_ctrl_c_elsewhere_is_quiet(monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "list", (interrupted, ""))
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["--help", "list", "list --help"])
+def test_output_that_nobody_reads_ends_the_command_quietly(command):
+    run = [sys.executable, "-m", "aligngym.cli", *command.split()]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141
 
 
 def test_warnings_are_one_line(monkeypatch, capsys):
@@ -350,12 +362,15 @@ def test_options_of_every_agent_have_names_of_their_own(agent, capsys):
 
 
 def test_help_of_train_explains_the_options_of_the_agent(capsys):
-    expected = {"grpo": ("--advantage", "share an initial state"), "ppo": ("--gae-lambda", "Monte-Carlo return")}
-    for agent, (option, explanation) in expected.items():
+    expected = {
+        "grpo": ("--advantage", "share an initial state", "how many episodes;"), "iql": ("how many updates;",),
+        "ppo": ("--gae-lambda", "Monte-Carlo return"), "parl": ("how many steps;",),
+    }  # fmt: skip
+    for agent, words in expected.items():
         with pytest.raises(SystemExit):
             main(["train", "--agent", agent, "--help"])
         out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert option in out and explanation in out
+        assert all(word in out for word in words), agent
 
 
 def test_assets_shows_what_is_there(tmp_path, monkeypatch, capsys):
