@@ -7,10 +7,13 @@ process's own is meant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -61,6 +64,10 @@ class TabularMDP:
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("P", np.float64), ("R", np.float64), ("start", np.float64), ("terminal", np.bool_)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), kind))
+        if self.R.ndim != 2:
+            raise ValueError(f"R has shape {self.R.shape}, expected [S, A]")
         states, actions = self.R.shape
         for name, shape in (("P", (states, actions, states)), ("start", (states,)), ("terminal", (states,))):
             if getattr(self, name).shape != shape:
@@ -190,3 +197,36 @@ def occupancy(mdp: TabularMDP, policy: Array) -> Array:
     visits = np.linalg.solve(np.eye(len(steps)) - mdp.gamma * steps.T, (1 - mdp.gamma) * mdp.start)
     visits = np.where(mdp.terminal, 0.0, visits)
     return np.asarray(visits / visits.sum())
+
+
+def check_reward_table(table: Array, observation_space: Space[Any], action_space: Space[Any]) -> None:
+    """Compare a table of rewards with the spaces of one environment.
+
+    Raises:
+        ValueError: where the states are not numbered, or the table has not a row for each and a column for each action.
+    """
+    if not isinstance(observation_space, spaces.Discrete):
+        raise ValueError(
+            f"a table of rewards is for numbered states, but those of the environment are {observation_space}"
+        )
+    expected = int(observation_space.n), int(getattr(action_space, "n", 0))
+    if table.shape != expected:
+        raise ValueError(f"the table of rewards has shape {table.shape}, expected [S, A] {expected} of the environment")
+
+
+def pay_for(
+    design: Callable[[Any, int, Any, bool], float], state: Any, action: int, next_state: Any, terminated: bool
+) -> float:
+    """What a design pays for a step.
+
+    Raises:
+        ValueError: if that is no finite number.
+    """
+    paid = design(state, action, next_state, terminated)
+    try:
+        finite = math.isfinite(paid)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise ValueError(f"the design pays {paid!r} for action {action} in state {state}, expected a finite number")
+    return float(paid)

@@ -57,12 +57,23 @@ def environment_spec(env: VectorEnv[Any, Any, Any]) -> str | None:
 
 
 def environment_state(env: VectorEnv[Any, Any, Any]) -> Any:
-    """State of the outermost layer that keeps one (it nests those below); None where nothing does."""
+    """State of the outermost layer that keeps one (it nests those below), else of wrappers of single rows, or None."""
     while not hasattr(type(env), "get_state"):
         if not isinstance(env, gym.vector.VectorWrapper):
-            return None
+            rows = [row.get_state() for row in _rows(env)]
+            return {"rows": rows} if rows else None
         env = env.env
     return env.get_state()  # type: ignore[attr-defined]
+
+
+def _rows(env: Any) -> list[Any]:
+    """Of each row of a ``SyncVectorEnv`` the outermost wrapper that keeps a state, if any does."""
+    found = []
+    for row in getattr(env, "envs", ()):
+        while isinstance(row, gym.Wrapper) and not hasattr(type(row), "get_state"):
+            row = row.env
+        found += [row] if isinstance(row, gym.Wrapper) else []
+    return found
 
 
 def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
@@ -74,12 +85,15 @@ def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
     layer: Any = env
     while not hasattr(type(layer), "set_state") and isinstance(layer, gym.vector.VectorWrapper):
         layer = layer.env
-    keeps = hasattr(type(layer), "set_state")
+    keeps, rows = hasattr(type(layer), "set_state"), _rows(layer)
     try:
-        if keeps != (state is not None):
-            raise ValueError(f"there is {'no' if keeps else 'a'} state, and {'a' if keeps else 'no'} layer to keep it")
+        if bool(keeps or rows) != (state is not None):
+            raise ValueError(f"there is {'a' if state else 'no'} state, and {'no' if state else 'a'} layer to keep it")
         if keeps:
             layer.set_state(state)
+        elif rows:
+            for row, saved in zip(rows, state["rows"], strict=True):
+                row.set_state(saved)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the environment's saved state does not fit {env}: {error!r}; give the environment, wrapped as it was"

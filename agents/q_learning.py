@@ -45,6 +45,7 @@ class QLearning(TaughtAgent):
     """Tabular Q-learning; see :class:`.taught.TaughtAgent` for its arguments."""
 
     config_class = QLearningConfig
+    default_clip = 0.01  # of ExploRS for Q-learning
     config: QLearningConfig
     policy: QTable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..tabular import Array
+from ..tabular import Array, check_reward_table, pay_for
 from ..trajectories import Trajectories
 from .agent import Agent, AgentConfig
 from .policies.policy import Policy
 from .rollouts import TERM_PREFIX
 from .teachers.build import TeacherName, build_teacher
-from .teachers.teacher import Teacher
+from .teachers.teacher import TableTeacher, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class TaughtConfig(AgentConfig):
         teacher_budget: states beside the rewarded ones in which ``exprd`` and ``expadard`` may reward (1 to 5); None:
             all of them.
         teacher_rate: learning rate of ``explors``, ``selfrs``, ``sors`` and ``lirpg``; networks have a tenth of it.
-        teacher_clip: largest size of what ``explors``, ``selfrs`` and ``lirpg`` learn (0.01 for Q-learning); None: no
-            limit in tables, 0.1 in networks.
+        teacher_clip: largest size of what ``explors``, ``selfrs`` and ``lirpg`` learn; None: 0.01 for Q-learning, no
+            limit in the tables of others, 0.1 in networks.
         discount: of rewards; None takes the environment's ``gamma``.
         episodes_per_iteration: between two lines of the log; all episodes are learned from as they end.
     """
@@ -86,8 +86,8 @@ class Episode:
 class TaughtAgent(Agent):
     """Plays, asks the teacher what each step is worth, and learns. A subclass chooses actions and learns from them.
 
-    Evaluation is always on the environment's own reward. Give a teacher of your own as ``teacher``; it must be given to
-    :meth:`load` again.
+    Evaluation is on the environment's reward: a teacher's is not in it, a wrapper's is. Give a teacher of your own as
+    ``teacher``; it must be given to :meth:`load` again.
 
     Args:
         env: an environment id, or a ``SyncVectorEnv``, of which the first row is played.
@@ -99,10 +99,13 @@ class TaughtAgent(Agent):
         teacher: instead of the config's.
 
     Raises:
-        ValueError: for an environment of another kind, or two teachers.
+        TypeError: for a teacher of another kind.
+        ValueError: for an environment of another kind, two teachers, or a teacher's table of another shape.
     """
 
     config: TaughtConfig
+    default_clip: ClassVar[float | None] = None
+    """What ``teacher_clip=None`` stands for."""
     env: SyncVectorEnv
 
     def __init__(
@@ -116,6 +119,9 @@ class TaughtAgent(Agent):
         folder: str | Path | None = None,
         teacher: Teacher | None = None,
     ) -> None:
+        if teacher is not None and not isinstance(teacher, Teacher):
+            raise TypeError(f"teacher is {teacher!r}, expected a Teacher; its name goes into the config, a table into "
+                            "TableTeacher(table)")  # fmt: skip
         self.teacher = teacher
         super().__init__(env, policy, config, seed=seed, device=device, folder=folder)
 
@@ -131,9 +137,15 @@ class TaughtAgent(Agent):
             raise ValueError(f"teacher={c.teacher!r} in the config, and another one was given: choose one")
         self.own_teacher = self.teacher is not None
         if self.teacher is None:
-            options: dict[str, Any] = {"budget": c.teacher_budget, "rate": c.teacher_rate, "clip": c.teacher_clip}
+            clip = self.default_clip if c.teacher_clip is None else c.teacher_clip
+            options: dict[str, Any] = {"budget": c.teacher_budget, "rate": c.teacher_rate, "clip": clip}
             self.teacher = build_teacher(c.teacher, one, self.gamma, seed=self.seed, **options)
+        self._check_teacher(self.teacher)
         self.played = 0
+
+    def _check_teacher(self, teacher: Teacher | None) -> None:
+        if isinstance(teacher, TableTeacher):
+            check_reward_table(teacher.table, self.env.single_observation_space, self.env.single_action_space)
 
     @abstractmethod
     def choose(self, state: Any) -> int:
@@ -150,7 +162,11 @@ class TaughtAgent(Agent):
         """Learn from an episode as it has ended."""
 
     def play_episode(self) -> Episode:
-        """Play one, and pay for every step what the teacher says."""
+        """Play one, and pay for every step what the teacher says.
+
+        Raises:
+            ValueError: if that is no finite number.
+        """
         env, teacher = self.env.envs[0], self.teacher
         replaces = teacher is not None and teacher.mode == "replace"
         state, _ = env.reset(seed=int(self.rng.integers(2**31)))
@@ -158,9 +174,9 @@ class TaughtAgent(Agent):
         while not over:
             action = self.choose(state)
             next_state, reward, terminated, truncated, info = env.step(action)
-            paid = true_reward = float(reward)
+            paid, true_reward = float(reward), float(info.get("true_reward", reward))
             if teacher is not None:
-                designed = teacher(state, action, next_state, terminated)
+                designed = pay_for(teacher, state, action, next_state, terminated)
                 paid = designed if replaces else paid + designed
             self.see_step(state, action, paid, next_state, terminated)
             states.append(state)
@@ -239,6 +255,7 @@ class TaughtAgent(Agent):
             wanted = "needs the teacher that the agent was given" if agent.own_teacher else "takes no teacher"
             raise ValueError(f"{folder} {wanted}: load(folder, teacher=...) is for teachers of your own")
         if teacher is not None:
+            agent._check_teacher(teacher)
             teacher.set_state(agent._teacher_state)
             agent.teacher = teacher
         return agent

@@ -53,6 +53,13 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
 
 
+def check_probability(**values: float) -> None:
+    """Raise a ValueError that names the first of ``values`` which is not in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}, expected a probability in [0, 1]")
+
+
 def check_no_options(options: Mapping[str, Any] | None) -> None:
     """Raise a ValueError that names the options given to a ``reset`` which knows none."""
     if options:

@@ -11,7 +11,6 @@ CLAIM = Claim(
     paper="Devidze et al., NeurIPS 2022",
     run=run,
     **about(["once", "once-distractor", "rooms-once"]),
-    notes="As of explors, but that the goal ends the episode, as a reader of the paper may have it; the rooms are those "
-    f"of ExpAdaRD. {BOUNDED}",
+    notes=f"As of explors, but that the goal ends the episode. The rooms are those of ExpAdaRD. {BOUNDED}",
     agents=("reinforce",),
 )

@@ -112,3 +112,10 @@ def test_occupancy_leaves_the_end_out_and_sums_to_one():
 def test_what_is_no_process_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         TabularMDP(**{**vars(two_steps()), **change})
+
+
+def test_lists_and_numbers_become_the_arrays_they_should_be():
+    mdp = TabularMDP([[[0, 1]], [[0, 1]]], [[1], [0]], [1, 0], 0.9, [0, 1])
+    assert mdp.terminal.dtype == bool and (~mdp.terminal).tolist() == [True, False] and mdp.R.dtype == float
+    with pytest.raises(ValueError, match=r"R has shape \(2,\)"):
+        TabularMDP(mdp.P, [1, 0], mdp.start, 0.9, mdp.terminal)

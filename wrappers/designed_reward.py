@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+from gymnasium import Space, spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from numpy.typing import ArrayLike
+
+from ..tabular import check_reward_table, pay_for
 
 Mode = Literal["replace", "add"]
 Design = Callable[[Any, int, Any, bool], float]
@@ -18,10 +21,24 @@ Design = Callable[[Any, int, Any, bool], float]
 class DesignRule:
     """What :class:`DesignedReward` pays, and what it tells the design of finished episodes."""
 
-    def __init__(self, design: ArrayLike | Design, mode: Mode | None, rows: int) -> None:
+    def __init__(
+        self,
+        design: ArrayLike | Design,
+        mode: Mode | None,
+        rows: int,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+    ) -> None:
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"designs are for numbered actions, but those of the environment are {action_space}")
+        if not callable(design) and hasattr(design, "reward"):
+            raise TypeError(
+                f"design is a {type(design).__name__}, expected a table [S, A] or a callable: give its .reward"
+            )
         table = None if callable(design) else np.array(design, np.float64)
-        if table is not None and table.ndim != 2:
-            raise ValueError(f"design has shape {table.shape}, expected a table [S, A] or a callable")
+        held = getattr(design, "table", None) if table is None else table  # a teacher's
+        if held is not None:
+            check_reward_table(held, observation_space, action_space)
         self.design: Design = design if callable(design) else lambda s, a, *_: float(table[s, a])  # type: ignore[index]
         self.mode = mode or getattr(design, "mode", "replace")
         if self.mode not in ("replace", "add"):
@@ -36,7 +53,7 @@ class DesignRule:
     def pay(self, row: int, action: Any, reward: float, next_state: Any, terminated: bool, over: bool) -> float:
         """The reward of a step as the learner shall see it."""
         state = self.states[row]
-        designed = self.design(state, int(action), next_state, terminated)
+        designed = pay_for(self.design, state, int(action), next_state, terminated)
         self._steps[row].append((state, int(action), reward))
         if over and hasattr(self.design, "record"):
             states, actions, rewards = zip(*self._steps[row], strict=True)
@@ -78,13 +95,14 @@ class DesignedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
         mode: ``"replace"`` or ``"add"``; None asks ``design.mode``, and replaces where it has none.
 
     Raises:
-        ValueError: for a table of another shape, or another mode.
+        ValueError: for actions that are not numbered, a table of another shape, or another mode; from ``step``, for
+            a design that pays no finite number.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], design: ArrayLike | Design, mode: Mode | None = None) -> None:
         RecordConstructorArgs.__init__(self, design=design, mode=mode)
         super().__init__(env)
-        self.rule = DesignRule(design, mode, 1)
+        self.rule = DesignRule(design, mode, 1, env.observation_space, env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
@@ -118,7 +136,7 @@ class VectorDesignedReward(VectorWrapper[Any, Any, Any, Any, Any], RecordConstru
     ) -> None:
         RecordConstructorArgs.__init__(self, design=design, mode=mode)
         super().__init__(env)
-        self.rule = DesignRule(design, mode, env.num_envs)
+        self.rule = DesignRule(design, mode, env.num_envs, env.single_observation_space, env.single_action_space)
         self._over = np.zeros(env.num_envs, np.bool_)
 
     def reset(

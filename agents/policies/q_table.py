@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .control import TabularPolicy
 from .policy import Decision, RowNoise, sample_categorical
@@ -33,10 +34,15 @@ class QTable(TabularPolicy):
         values = self.logits[self._states(observation)]
         if deterministic:
             return Decision(values.argmax(-1), torch.zeros(len(values)))
-        best = (values == values.amax(-1, keepdim=True)).float()
-        chances = self.epsilon / values.shape[1] + (1 - self.epsilon) * best / best.sum(-1, keepdim=True)
+        chances = self.chances(observation)
         actions = sample_categorical(chances.log(), noise.uniform(1)[:, 0])
         return Decision(actions, chances.log().gather(-1, actions[:, None])[:, 0])
+
+    def chances(self, observation: Any) -> Tensor:
+        """``[B, A]`` probabilities with which actions are drawn in states ``[B]``."""
+        values = self.logits[self._states(observation)]
+        best = (values == values.amax(-1, keepdim=True)).float()
+        return self.epsilon / values.shape[1] + (1 - self.epsilon) * best / best.sum(-1, keepdim=True)
 
     def spec(self) -> dict[str, Any]:
         """JSON-able description from which ``from_spec`` rebuilds the policy around saved tensors."""

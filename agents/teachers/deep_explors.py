@@ -47,6 +47,9 @@ class DeepExploRS(Teacher):
         warm_up: updates before phi enters the reward.
         buffer: episodes that an update reads.
         seed: of the initial weights.
+
+    Raises:
+        ValueError: for another space, or cells without a width.
     """
 
     mode = "add"
@@ -68,6 +71,10 @@ class DeepExploRS(Teacher):
         buffer: int = 10,
         seed: int = 0,
     ) -> None:
+        if not isinstance(space, spaces.Box):
+            raise ValueError(f"space is {space}, expected a Box")
+        if not cell > 0:
+            raise ValueError(f"cell={cell}: must be above 0")
         self.bonus, self.largest, self.rate, self.scale, self.cell = bonus, largest_bonus, rate, scale, cell
         self.warm_up, self.successes, self.visits = warm_up, 0, dict[tuple[int, ...], int]()
         self.episodes = Episodes(buffer, gamma)

@@ -63,7 +63,12 @@ def expadard(
         budget: states beside the rewarded ones that may be rewarded, chosen greedily; None takes all.
         features: ``[S A, D]``, without a budget: rewards are their weighted sums.
         target: of the process, where it is known.
+
+    Raises:
+        ValueError: for a budget beside features, and as :func:`.exprd.solve_design` does.
     """
+    if budget is not None and features is not None:
+        raise ValueError(f"budget={budget} chooses states by itself: give no features beside it")
     gain = informativeness_weights(mdp, learner, epsilon)
     bound, target = float(np.abs(mdp.R).max()) if max_reward is None else max_reward, target or Target.of(mdp)
     if budget is not None:

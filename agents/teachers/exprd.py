@@ -90,8 +90,14 @@ def rewarded_states(mdp: TabularMDP) -> tuple[int, ...]:
 
 
 def state_features(mdp: TabularMDP, states: Sequence[int] | None = None) -> Array:
-    """``[S A, D]``, one column for each action of some states; None takes all that are not terminal."""
+    """``[S A, D]``, one column for each action of some states; None takes all that are not terminal.
+
+    Raises:
+        ValueError: for a state that is terminal, or none.
+    """
     chosen = np.flatnonzero(~mdp.terminal) if states is None else np.array(states, np.int64)
+    if wrong := [s for s in chosen.tolist() if not 0 <= s < mdp.shape[0] or mdp.terminal[s]]:
+        raise ValueError(f"states has {wrong}, expected states below {mdp.shape[0]} that are not terminal")
     size, actions = mdp.R.size, mdp.shape[1]
     return np.asarray(np.eye(size)[:, (chosen[:, None] * actions + np.arange(actions)).ravel()])
 
@@ -119,9 +125,11 @@ def solve_design(
         target: of the process, where it is known.
 
     Raises:
-        ValueError: if nothing is feasible.
+        ValueError: if nothing is feasible, or the features reward a terminal state, in which nothing is paid.
     """
     target = target or Target.of(mdp)
+    if features.reshape(*mdp.shape, -1)[mdp.terminal].any():
+        raise ValueError("features are not 0 in a terminal state, in which nothing is paid")
     width, count = features.shape[1], len(hinges)
     rows, limits = [np.hstack([-target.operator @ features, np.zeros((mdp.R.size, count))])], [-target.margins.ravel()]
     unit = bool((features.sum(0) == 1).all() and (features.max(0) == 1).all())  # each weight is one reward
@@ -151,8 +159,15 @@ def grow(mdp: TabularMDP, budget: int, design: Callable[[tuple[int, ...]], Desig
         mdp: the process.
         budget: how many at most.
         design: gives the best design on some states.
+
+    Raises:
+        ValueError: for a budget below 0, or a process that rewards nothing.
     """
     states = rewarded_states(mdp)
+    if budget < 0:
+        raise ValueError(f"budget={budget}: must be at least 0")
+    if not states:
+        raise ValueError("the process rewards nothing: there is nothing to design for")
     designs = [_on(states, design)]
     for _ in range(budget):
         others = [s for s in np.flatnonzero(~mdp.terminal).tolist() if s not in states]
@@ -215,7 +230,18 @@ def exprd(
 
     Returns:
         designs with 0 to ``budget`` added states; without a budget the only one.
+
+    Raises:
+        TypeError: for what is no table.
+        ValueError: for a budget beside states or features, no horizons, and as :func:`grow`, :func:`state_features`
+            and :func:`solve_design` do.
     """
+    if not isinstance(mdp, TabularMDP):
+        raise TypeError(f"mdp is {mdp}, expected a TabularMDP: of an environment, env.unwrapped.mdp")
+    if budget is not None and (states is not None or features is not None):
+        raise ValueError(f"budget={budget} chooses states by itself: give no states and no features beside it")
+    if not horizons:
+        raise ValueError("horizons is empty, expected one or more")
     target = Target.of(mdp)
     solve = partial(
         solve_design, mdp, max_reward=float(np.abs(mdp.R).max()) if max_reward is None else max_reward,

@@ -47,25 +47,28 @@ def plot_designs(mdp: TabularMDP, designs: Mapping[str, Array], path: str | Path
         the path.
 
     Raises:
-        ValueError: for a process without a layout, or actions that have no direction.
+        ValueError: for no designs, a process without a layout, or actions that have no direction.
     """
+    if not designs:
+        raise ValueError("designs is empty, expected titles and tables")
+    if mdp.layout is None:
+        raise ValueError("the process has no layout: give TabularMDP(..., layout=Layout(cells)) where its states are")
+    if not mdp.actions or not any(set(mdp.actions) <= set(parts) for parts in (QUARTERS, THIRDS)):
+        raise ValueError(f"actions are {mdp.actions}, expected some of {[*QUARTERS]}, or of {[*THIRDS]}")
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    if mdp.layout is None or not set(mdp.actions) <= {*QUARTERS, *THIRDS}:
-        raise ValueError(f"the process needs a layout, and actions up, left, ... or pick, not {mdp.actions}")
     wide, high = np.nanmax(mdp.layout.cells, 0) + 1
     columns = columns or (2 if "up" in mdp.actions else 1)
     rows = -(-len(designs) // columns)
     cell = 0.62 if "up" in mdp.actions else 0.95
-    figure, axes = pyplot.subplots(
-        rows, columns, squeeze=False, layout="constrained",
-        figsize=(columns * cell * wide + 1.2, rows * (cell * high * (1 if "up" in mdp.actions else 0.6) + 0.5)),
-    )  # fmt: skip
+    width, height = columns * cell * wide + 1.2, rows * (cell * high * (1 if "up" in mdp.actions else 0.6) + 0.5)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
     limit = max(float(np.abs(table).max()) for table in designs.values()) or 1.0
-    colours = pyplot.get_cmap("RdBu")
+    colours = matplotlib.colormaps["RdBu"]
     norm = matplotlib.colors.Normalize(-limit, limit)
     for axis in axes.flat[len(designs) :]:
         axis.axis("off")
@@ -74,14 +77,13 @@ def plot_designs(mdp: TabularMDP, designs: Mapping[str, Array], path: str | Path
         axis.set_title(title, fontsize=10)
     figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, shrink=0.8, label="designed reward")
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
     return Path(path)
 
 
 def _draw(axis: Axes, mdp: TabularMDP, table: Array, colour: Any, limit: float) -> None:
     """One panel."""
     assert mdp.layout is not None
-    parts: Mapping[str, Any] = QUARTERS if "up" in mdp.actions else THIRDS if "pick" in mdp.actions else HALVES
+    parts: Mapping[str, Any] = next(p for p in (HALVES, THIRDS, QUARTERS) if set(mdp.actions) <= set(p))
     cells = mdp.layout.cells
     for state in np.flatnonzero(np.isfinite(cells).all(1)).tolist():
         centre = cells[state] + 0.5
@@ -111,7 +113,7 @@ def _draw(axis: Axes, mdp: TabularMDP, table: Array, colour: Any, limit: float) 
     axis.set(xlim=(-0.03, wide + 0.03), ylim=(-0.03, high + 0.03))
     if "up" in mdp.actions:
         axis.set_aspect("equal")
-    if high == 2:
+    if high == 2 and "pick" in mdp.actions:
         axis.set_yticks([0.5, 1.5], ["no key", "key"], fontsize=7)
         axis.tick_params(length=0)
     else:

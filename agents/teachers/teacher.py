@@ -82,10 +82,17 @@ class Episodes:
 
     Args:
         size: how many, at least 1.
-        gamma: discount of returns.
+        gamma: discount of returns, in [0, 1].
+
+    Raises:
+        ValueError: for another size or discount.
     """
 
     def __init__(self, size: int, gamma: float) -> None:
+        if size < 1:
+            raise ValueError(f"buffer={size}: must be at least 1")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma={gamma}: must be in [0, 1]")
         self.gamma = gamma
         self.kept: deque[tuple[States, NDArray[np.int64], Array]] = deque(maxlen=size)
 

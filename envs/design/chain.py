@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...tabular import Layout, TabularMDP
+from ..batching import check_positive, check_probability
 from .env import TabularEnv
 
 ACTIONS = ("left", "right")
@@ -23,6 +24,8 @@ def chain_mdp(
     terminal_goal: bool = False,
 ) -> TabularMDP:
     """The table of :class:`ChainEnv`, whose arguments see."""
+    check_positive(right=right, left=left)
+    check_probability(noise=noise)
     goal, end = left + right, left + right + 1
     exact = np.zeros((end + 1, 2, end + 1))
     for s in range(end):
@@ -51,6 +54,7 @@ def corridor_mdp(cells: int = 12, *, noise: float = 0.1, gamma: float = 0.95) ->
     Returns:
         the table; episodes start in the first cell.
     """
+    check_probability(noise=noise)
     end = cells
     P, R = np.zeros((end + 1, 2, end + 1)), np.zeros((end + 1, 2))
     P[end, :, end] = 1
@@ -87,7 +91,7 @@ class ChainEnv(TabularEnv):
         render_mode: None or "rgb_array".
 
     Raises:
-        ValueError: for a distractor that would lie outside.
+        ValueError: for a distractor that would lie outside, a noise that is no probability, or no steps to an end.
     """
 
     def __init__(

@@ -28,12 +28,17 @@ class DesignEnv(gymnasium.Env[Any, np.int64]):
         gamma: discount of the task, in [0, 1).
         max_steps: decisions after which an episode is truncated, at least 1.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: for another discount, limit or render mode.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
 
     def __init__(self, *, gamma: float, max_steps: int, render_mode: str | None) -> None:
         check_positive(max_steps=max_steps)
+        if not 0 <= gamma < 1:
+            raise ValueError(f"gamma={gamma}: must be in [0, 1)")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}, expected None or one of {self.metadata['render_modes']}")
         self.gamma, self.max_steps, self.render_mode = gamma, max_steps, render_mode
@@ -123,10 +128,15 @@ class DesignEnv(gymnasium.Env[Any, np.int64]):
 class TabularEnv(DesignEnv):
     """Steps a :class:`~aligngym.tabular.TabularMDP`, which it exposes.
 
+    Make one of a table of your own with ``TabularEnv(mdp, max_steps=50, render_mode=None)``; pictures need its layout.
+
     Observation: the number of the state; the last one of an episode that ended itself is terminal. Action: a number.
 
     Attributes:
         mdp: the table.
+
+    Raises:
+        ValueError: as :class:`DesignEnv`; from ``render``, for a table without a layout.
     """
 
     observation_space: spaces.Discrete
@@ -159,7 +169,8 @@ class TabularEnv(DesignEnv):
         return np.int64(self.state)
 
     def _draw(self) -> NDArray[np.uint8]:
-        assert self.mdp.layout is not None, "the table has no layout"
+        if self.mdp.layout is None:
+            raise ValueError("the table has no layout to draw: give TabularMDP(..., layout=Layout(cells))")
         return draw_layout(self.mdp.layout, self.mdp.layout.cells[self.state])
 
     def _get_state(self) -> int:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ...tabular import Layout, TabularMDP
-from ..batching import check_positive
+from ..batching import check_positive, check_probability
 from .env import DesignEnv, TabularEnv
 from .picture import draw_layout
 
@@ -20,6 +20,7 @@ KEY_CELL = 1
 
 def line_key_mdp(*, cells: int = 10, noise: float = 0.1, reward: float = 10.0, gamma: float = 0.95) -> TabularMDP:
     """The table of :class:`LineKeyEnv`, whose arguments see: states without the key, with it, and the end."""
+    check_probability(noise=noise)
     end = 2 * cells
     P, R = np.zeros((end + 1, 3, end + 1)), np.zeros((end + 1, 3))
     P[end, :, end] = 1
@@ -61,7 +62,7 @@ class LineKeyEnv(TabularEnv):
         render_mode: None or "rgb_array".
 
     Raises:
-        ValueError: for fewer than 6 cells.
+        ValueError: for fewer than 6 cells, or a noise that is no probability.
     """
 
     def __init__(
@@ -101,6 +102,9 @@ class LineKeyContinuousEnv(DesignEnv):
         gamma: discount.
         max_steps: decisions of an episode.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: for fewer than one key, or a noise that is no probability.
     """
 
     STEP, DOOR = 0.075, 0.9
@@ -118,6 +122,7 @@ class LineKeyContinuousEnv(DesignEnv):
         render_mode: str | None = None,
     ) -> None:
         check_positive(keys=keys)
+        check_probability(noise=noise)
         super().__init__(gamma=gamma, max_steps=max_steps, render_mode=render_mode)
         self.keys, self.noise, self.step_noise, self.key_zone, self.start = keys, noise, step_noise, key_zone, start
         self.observation_space = spaces.Box(0.0, 1.0, (4 + keys,), np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...tabular import Array, Layout, TabularMDP
+from ..batching import check_probability
 from .env import TabularEnv
 
 SIZE = 7
@@ -35,6 +36,7 @@ def target(state: int, action: int) -> int | None:
 
 def rooms_nav_table(noise: float) -> Array:
     """``P`` of EXPRD: with probability ``noise`` a move leads to one of the other cells that a move can lead to."""
+    check_probability(noise=noise)
     P = np.zeros((END + 1, 4, END + 1))
     P[END, :, END] = 1
     for state in range(END):
@@ -50,6 +52,7 @@ def rooms_nav_table(noise: float) -> Array:
 
 def four_rooms_table(noise: float, terminal_goal: bool = True) -> Array:
     """``P`` of the later papers, of ExpAdaRD or, where the goal does not lead out, of ExploRS."""
+    check_probability(noise=noise)
     exact: Array = np.zeros((END + 1, 4, END + 1))
     exact[END, :, END] = 1
     for state in range(END):
@@ -90,6 +93,9 @@ class RoomsNavEnv(TabularEnv):
         gamma: discount.
         max_steps: decisions of an episode.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: for a noise that is no probability.
     """
 
     def __init__(
@@ -120,6 +126,9 @@ class FourRoomsEnv(TabularEnv):
         distractor: reward of ``up`` in the cell right of the bottom left one.
         max_steps: decisions of an episode.
         render_mode: None or "rgb_array".
+
+    Raises:
+        ValueError: for a noise that is no probability.
     """
 
     def __init__(

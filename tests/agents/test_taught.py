@@ -192,6 +192,37 @@ def test_a_teacher_of_ones_own_is_given_again(tmp_path):
         QLearning.load(tmp_path / "plain", teacher=TableTeacher(table))
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_another_environment_or_teacher_is_told(name, tmp_path):
+    cls, config_class = AGENTS[name]
+    agent = cls(short_chain(), config=config_class(**SHORT))
+    agent.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"made for observations Discrete\(7\), not Discrete\(50\)"):
+        cls.load(tmp_path / "saved", "RewardDesign/RoomsNav-v0")
+    with pytest.raises(ValueError, match="the policy does not fit"):
+        cls(gym.make_vec("CartPole-v1", num_envs=1, vectorization_mode="sync"), agent.policy)
+    with pytest.raises(ValueError, match=r"shape \(5, 2\), expected \[S, A\] \(7, 2\)"):
+        cls(short_chain(), teacher=TableTeacher(np.zeros((5, 2))))
+    with pytest.raises(TypeError, match="teacher is 'pbrs', expected a Teacher"):
+        cls(short_chain(), teacher="pbrs")
+    hopeless = cls(short_chain(), config=config_class(**SHORT), teacher=TableTeacher(np.full((7, 2), np.nan)))
+    with pytest.raises(ValueError, match="pays nan for action"):
+        hopeless.learn(4)
+
+
+def test_what_explors_learns_is_bounded_for_q_learning():
+    options = {"teacher": "explors", "teacher_every": 1, "teacher_rate": 0.1}
+    largest = [
+        np.abs(cls(short_chain(), config=config_class(**options, **more)).learn(60).teacher.phi).max()
+        for cls, config_class, more in (
+            (QLearning, QLearningConfig, {}),
+            (QLearning, QLearningConfig, {"teacher_clip": 0.02}),
+            (Reinforce, ReinforceConfig, {}),
+        )
+    ]
+    assert largest[:2] == pytest.approx([0.01, 0.02]) and largest[2] > 0.1
+
+
 def greedy_value(agent):
     return start_value(line_key_mdp(), greedy(agent.q.astype(float)))
 

@@ -200,6 +200,12 @@ def test_pictures_show_where_the_agent_is():
     [
         ("RewardDesign/LineKey-v0", {"cells": 5}, "cells=5"),
         ("RewardDesign/Chain-v0", {"left": 10, "distractor": 0.1}, "left=10"),
+        ("RewardDesign/Chain-v0", {"right": 0}, "right is 0, expected an integer of at least 1"),
+        ("RewardDesign/RoomsNav-v0", {"noise": 2}, "noise is 2, expected a probability"),
+        ("RewardDesign/FourRooms-v0", {"noise": -0.1}, "noise is -0.1"),
+        ("RewardDesign/LineKey-v0", {"noise": 1.5}, "noise is 1.5"),
+        ("RewardDesign/LineKeyContinuous-v0", {"noise": 5}, "noise is 5"),
+        ("RewardDesign/LineKeyContinuous-v0", {"gamma": 2}, "gamma=2"),
         ("RewardDesign/Chain-v0", {"max_steps": 0}, "max_steps is 0"),
         ("RewardDesign/Chain-v0", {"render_mode": "ansi"}, "render_mode is 'ansi'"),
         ("RewardDesign/LineKeyContinuous-v0", {"keys": 0}, "keys is 0"),

@@ -8,11 +8,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from aligngym.agents.q_learning import QLearning, QLearningConfig
 from aligngym.agents.sb3 import SB3PPO, SB3PPOConfig
 from aligngym.agents.teachers.baselines import pbrs
 from aligngym.agents.teachers.callback import TeacherUpdates, action_probabilities
 from aligngym.agents.teachers.deep_explors import DeepExploRS
 from aligngym.agents.teachers.explors import ExploRS
+from aligngym.agents.teachers.exprd import exprd
+from aligngym.agents.teachers.teacher import TableTeacher
 from aligngym.envs.design.chain import chain_mdp
 from aligngym.wrappers import DesignedReward, vector
 
@@ -143,12 +146,76 @@ def test_deep_teachers_for_vectors():
     agent = SB3PPO(env, config=SB3PPOConfig(n_steps=16, batch_size=16, net_arch=(8,)), seed=0)
     agent.learn(64, TeacherUpdates(teacher, 2))
     assert sum(teacher.visits.values()) == agent.model.num_timesteps
+    assert len(teacher.episodes.kept) == 2 and not teacher.successes
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_teacher_inside_or_around_a_batch_is_kept_and_not_moved_by_evaluation(inside, tmp_path):
+    def make(teacher):
+        wrappers = [lambda env: DesignedReward(env, teacher)] if inside else None
+        env = gym.make_vec(CHAIN, num_envs=1, vectorization_mode="sync", wrappers=wrappers, **SMALL)
+        return env if inside else vector.DesignedReward(env, teacher)
+
+    one, other = ExploRS((7, 2), 0.9, rate=0.1), ExploRS((7, 2), 0.9, rate=0.1)
+    agent = SB3PPO(make(one), config=SB3PPOConfig(n_steps=32, batch_size=32, net_arch=(8,)), seed=0)
+    agent.learn(64, TeacherUpdates(one))
+    visits = one.visits.copy()
+    agent.evaluate(episodes=2)
+    np.testing.assert_array_equal(one.visits, visits)
+    agent.save(tmp_path / "saved")
+    again = SB3PPO.load(tmp_path / "saved", make(other))
+    assert one.get_state() == other.get_state()
+    again.learn(32, TeacherUpdates(other))
+    agent.learn(32, TeacherUpdates(one))
+    assert one.get_state() == other.get_state() and one.visits.sum() == 96
+
+
+def test_a_teacher_is_told_the_policy_that_acts():
+    table, seen = np.zeros((7, 2)), []
+
+    class Watching(TableTeacher):
+        def update(self, policy):
+            seen.append(policy(np.array([2])))
+
+    teacher = Watching(table)
+    env = gym.make_vec(
+        CHAIN, num_envs=1, vectorization_mode="sync", wrappers=[lambda e: DesignedReward(e, teacher)], **SMALL
+    )
+    agent = QLearning(env, config=QLearningConfig(epsilon=0.1, episodes_per_iteration=1))
+    agent.q[2] = [0.0, 0.1]
+    agent.learn(1, TeacherUpdates(teacher))
+    np.testing.assert_allclose(seen[0], action_probabilities(agent.policy, np.array([2])))
+    assert seen[0].max() == pytest.approx(0.95)
 
 
 def test_what_does_not_fit_is_told():
-    with pytest.raises(ValueError, match=r"design has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"has shape \(3,\), expected \[S, A\]"):
         DesignedReward(gym.make(CHAIN), [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="mode is 'times'"):
-        DesignedReward(gym.make(CHAIN), TABLE, "times")
+        DesignedReward(gym.make(CHAIN, **SMALL), TABLE, "times")
     with pytest.raises(ValueError, match="every=0"):
         TeacherUpdates(ExploRS((2, 2), 0.9), 0)
+    with pytest.raises(ValueError, match=r"has shape \(7, 2\), expected \[S, A\] \(62, 2\)"):
+        DesignedReward(gym.make(CHAIN), TableTeacher(TABLE))
+    with pytest.raises(ValueError, match="numbered states"):
+        DesignedReward(gym.make("CartPole-v1"), TABLE)
+    with pytest.raises(ValueError, match="numbered actions"):
+        DesignedReward(gym.make("Pendulum-v1"), lambda *step: 0.0)
+    with pytest.raises(TypeError, match=r"give its \.reward"):
+        DesignedReward(gym.make(CHAIN), exprd(chain_mdp())[0])
+
+
+@pytest.mark.parametrize("paid", [float("nan"), None, "a", float("inf")])
+def test_what_is_no_number_is_not_paid(paid):
+    env = DesignedReward(gym.make(CHAIN), lambda *step: paid)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"pays {paid!r} for action 1 in state 40"):
+        env.step(1)
+
+
+def test_updates_of_a_teacher_whom_nobody_pays_by_are_refused():
+    teacher, plain = ExploRS((7, 2), 0.9), gym.make_vec(CHAIN, num_envs=1, vectorization_mode="sync", **SMALL)
+    for env in (plain, vector.DesignedReward(plain, ExploRS((7, 2), 0.9))):
+        agent = SB3PPO(env, config=SB3PPOConfig(n_steps=16, batch_size=16, net_arch=(8,)))
+        with pytest.raises(ValueError, match="not wrapped in a DesignedReward with this teacher"):
+            agent.learn(16, TeacherUpdates(teacher))

@@ -1,7 +1,9 @@
 """EXPRD and the designs it is compared with: numbers of an independent program, constraints, invariances."""
 
+import dataclasses
 from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -169,3 +171,32 @@ def test_no_reward_is_what_the_solver_rounds():
     paid = np.abs(design.reward[design.reward != 0])
     assert paid.min() >= 10 * (SLACK - 1) and (design.reward[[10, 15]] == 0).any(1).all()
     keeps_what_is_optimal(rooms, design.reward)
+
+
+def test_the_whole_line_is_grown_in_this_order():
+    designs = exprd(LINE, 5)
+    assert designs[-1].states == (19, 1, 18, 16, 14, 13)
+    assert [-d.value for d in designs] == pytest.approx([0.1371, 0.0761, 0.0610, 0.0488, 0.0378, 0.0291], abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"states": (19, 20)}, r"states has \[20\]"),
+        ({"states": (99,)}, r"states has \[99\], expected states below 21"),
+        ({"budget": -1}, "budget=-1"),
+        ({"budget": 1, "states": (1,)}, "budget=1 chooses states by itself"),
+        ({"features": np.eye(63)}, "features are not 0 in a terminal state"),
+        ({"horizons": ()}, "horizons is empty"),
+    ],
+)
+def test_what_cannot_be_designed_is_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        exprd(LINE, **options)
+
+
+def test_a_process_without_reward_and_what_is_no_process():
+    with pytest.raises(ValueError, match="rewards nothing"):
+        exprd(dataclasses.replace(LINE, R=0 * LINE.R), 1)
+    with pytest.raises(TypeError, match=r"expected a TabularMDP: of an environment, env.unwrapped.mdp"):
+        exprd(gym.make("RewardDesign/LineKey-v0"))
