@@ -15,6 +15,7 @@ RUNS = {
     "composed_wrappers": (TINY, ["after"]),
     "custom_environment": (["--episodes", "2048"], ["exactly right"]),
     "custom_reward": ([*TINY, "--eval-episodes", "8"], ["before", "after", "dialogue", "->"]),
+    "designed_rewards": ([], ["optimum: 0.615", "PBRS: 0.6", "EXPRD: 0.6", "designs.png"]),
     "diffusion_ddpo": (
         ["--episodes", "32", "--eval-episodes", "4", "--num-steps", "3"],
         ["before", "after", "In pairs:", "images/32.png"],
