@@ -122,6 +122,7 @@ def _curve(axis: Axes, curve: Curve, seeds: list[Numbers]) -> None:
         axis.plot(x, values.mean(0), color=color, label=label, marker=".")
         axis.fill_between(x, values.mean(0) - error, values.mean(0) + error, color=color, alpha=0.2, linewidth=0)
     axis.set_xlabel(curve.x, fontsize=8)
+    axis.locator_params(axis="x", nbins=6)
     axis.set_title(_wrapped(curve.title), fontsize=8)
     axis.legend(framealpha=0.75, edgecolor="none", fontsize=7)
 
