@@ -15,7 +15,9 @@ from .harness import Curve, Effect, Finding, Numbers, Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # apart for colour-blind readers too
+COLORS = (  # apart for colour-blind readers too
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
+)  # fmt: skip
 
 
 def write_report(result: Result, folder: Path) -> str:

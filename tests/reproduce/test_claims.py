@@ -7,7 +7,7 @@ import pytest
 from aligngym.cli import main
 from aligngym.reproduce import CLAIMS, claim
 from aligngym.reproduce.harness import run_claim
-from aligngym.reproduce.report import write_report
+from aligngym.reproduce.report import COLORS, write_report
 
 TINY = {
     "pretraining_steps": 40, "num_steps": 4, "episodes": 64, "calls": 64, "looks": 2, "measured_after": 1,
@@ -61,6 +61,11 @@ def test_every_claim_measures_what_its_effects_and_curves_read(key, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key", CLAIMS)
+def test_every_series_of_a_curve_has_a_colour_of_its_own(key):
+    assert all(len(curve.series) <= len(COLORS) for curve in claim(key).curves)
+
+
 def test_a_claim_from_the_command_line(tmp_path, capsys):
     arguments = ["reproduce", "rlg", "--fast", "--seeds", "2", "--out", str(tmp_path)]
     assert main(arguments) == 0
