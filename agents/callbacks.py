@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from gymnasium.vector import VectorEnv
 
 from ..trajectories import Trajectories
+from .checkpoint import STATE, load_json
 from .evaluation import EvaluationResult
 from .images import grid_path, has_images, save_result
 
@@ -276,6 +278,21 @@ def checkpoints(folder: Path) -> list[Path]:
     """What :class:`CheckpointCallback` wrote in ``folder``, oldest first."""
     named = [p for p in folder.glob("episodes-*") if p.is_dir() and p.name.removeprefix("episodes-").isdigit()]
     return sorted(named, key=lambda p: int(p.name.removeprefix("episodes-")))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Of a run's folder; None where there is none."""
+    saved = [p for p in (folder / "last", *checkpoints(folder / "checkpoints")) if (p / STATE).is_file()]
+    return max(saved, key=episodes_seen, default=None)
+
+
+def episodes_seen(checkpoint: Path) -> int:
+    """Training episodes before a checkpoint; -1 where its state cannot be read, which loading it would report."""
+    try:
+        return int(load_json((checkpoint / STATE).read_text("utf-8"))["episodes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{checkpoint} cannot be read ({error})", stacklevel=2)
+        return -1
 
 
 def write_text(path: Path, text: str) -> None:

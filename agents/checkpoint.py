@@ -199,6 +199,17 @@ def read_generator(state: Mapping[str, Any]) -> Any:
     return np.random.Generator(bits)
 
 
+def check_own_teacher(folder: str | Path, expected: bool, teacher: object | None) -> None:
+    """Compare the teacher given to ``load`` with what the checkpoint says of one of the user's own.
+
+    Raises:
+        ValueError: if one is missing, or was not expected.
+    """
+    if expected != (teacher is not None):
+        wanted = "needs the teacher that the agent was given" if expected else "takes no teacher"
+        raise ValueError(f"{folder} {wanted}: load(folder, teacher=...) is for teachers of your own")
+
+
 def dump_json(values: Any) -> str:
     """Strict JSON in which NaN and the infinities survive, as ``{"non-finite": "nan"}``.
 

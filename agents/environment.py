@@ -85,14 +85,15 @@ def restore_environment(env: VectorEnv[Any, Any, Any], state: Any) -> None:
     layer: Any = env
     while not hasattr(type(layer), "set_state") and isinstance(layer, gym.vector.VectorWrapper):
         layer = layer.env
-    keeps, rows = hasattr(type(layer), "set_state"), _rows(layer)
+    whole, rows = hasattr(type(layer), "set_state"), _rows(layer)
+    keeps = whole or bool(rows)
     try:
-        if bool(keeps or rows) != (state is not None):
-            raise ValueError(f"there is {'a' if state else 'no'} state, and {'no' if state else 'a'} layer to keep it")
-        if keeps:
+        if keeps != (state is not None):
+            raise ValueError(f"there is {'no' if keeps else 'a'} state, and {'a' if keeps else 'no'} layer to keep it")
+        if whole:
             layer.set_state(state)
-        elif rows:
-            for row, saved in zip(rows, state["rows"], strict=True):
+        else:
+            for row, saved in zip(rows, state["rows"] if rows else (), strict=True):
                 row.set_state(saved)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

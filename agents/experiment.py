@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import warnings
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 from .agent import AgentConfig
 from .alarms import Alarms
 from .build import make_env, make_policy
-from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, checkpoints
-from .checkpoint import STATE, load_json
+from .callbacks import CheckpointCallback, EvaluationCallback, ProgressBar, newest_checkpoint
 from .images import PAIRS, grid_path, save_before_after
 from .plots import plot_learning
 from .policies import is_denoising
@@ -233,21 +231,6 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
     if run is None or not path.is_dir():
         raise ValueError(f"{path} is no folder of a run (it has no {RUN_FILE}) and no checkpoint in one")
     return path, run
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Of a run's folder; None where there is none."""
-    saved = [p for p in (folder / "last", *checkpoints(folder / "checkpoints")) if (p / STATE).is_file()]
-    return max(saved, key=episodes_seen, default=None)
-
-
-def episodes_seen(checkpoint: Path) -> int:
-    """Training episodes before a checkpoint; -1 where its state cannot be read, which loading it would report."""
-    try:
-        return int(load_json((checkpoint / STATE).read_text("utf-8"))["episodes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{checkpoint} cannot be read ({error})", stacklevel=2)
-        return -1
 
 
 def read_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:

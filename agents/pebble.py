@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..trajectories import stack
 from .agent import AgentConfig
-from .checkpoint import read_generator, write_generator
+from .checkpoint import check_own_teacher, read_generator, write_generator
 from .pbrl.dataset import PreferenceDataset
 from .pbrl.queries import disagreement_queries, entropy_queries, uniform_queries
 from .pbrl.replay import EpisodeRecord, RewardlessReplayBuffer, RunningDeviation
@@ -375,9 +375,7 @@ class PEBBLE(SAC):
             ValueError: if a teacher is missing, or was not expected.
         """
         agent = super().load(folder, env, policy=policy, config=config, device=device, run_folder=run_folder)
-        if agent.own_teacher != (teacher is not None):
-            wanted = "needs the teacher that the agent was given" if agent.own_teacher else "takes no teacher"
-            raise ValueError(f"{folder} {wanted}: load(folder, teacher=...) is for teachers of your own")
+        check_own_teacher(folder, agent.own_teacher, teacher)
         if teacher is not None:
             agent.teacher = teacher
         return agent

@@ -33,10 +33,10 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from .agent import AgentConfig
+from .callbacks import newest_checkpoint
 from .checkpoint import STATE, load_json
 from .descent import descend
 from .environment import environment_state, restore_environment
-from .experiment import newest_checkpoint
 from .policies.policy import Policy
 from .policies.world_model import WorldModelPolicy
 from .randomness import seeded

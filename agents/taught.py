@@ -17,6 +17,7 @@ from torch import Tensor
 from ..tabular import Array, check_reward_table, pay_for
 from ..trajectories import Trajectories
 from .agent import Agent, AgentConfig
+from .checkpoint import check_own_teacher
 from .policies.policy import Policy
 from .rollouts import TERM_PREFIX
 from .teachers.build import TeacherName, build_teacher
@@ -251,9 +252,7 @@ class TaughtAgent(Agent):
             ValueError: if a teacher is missing, or was not expected.
         """
         agent = super().load(folder, env, policy=policy, config=config, device=device, run_folder=run_folder)
-        if agent.own_teacher != (teacher is not None):
-            wanted = "needs the teacher that the agent was given" if agent.own_teacher else "takes no teacher"
-            raise ValueError(f"{folder} {wanted}: load(folder, teacher=...) is for teachers of your own")
+        check_own_teacher(folder, agent.own_teacher, teacher)
         if teacher is not None:
             agent._check_teacher(teacher)
             teacher.set_state(agent._teacher_state)
